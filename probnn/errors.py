@@ -1,0 +1,65 @@
+"""Every error and warning the library raises.
+
+A message says where, what was expected, what came and what to do, for example
+``HMC.fit: X must have shape (n, 2) to match the prior (d = 2), got (30, 3)``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class ProbnnError(Exception):
+    """Base of every error of the library."""
+
+
+class ShapeError(ProbnnError, ValueError):
+    """A tensor has the wrong number of dimensions or the wrong size."""
+
+
+class DomainError(ProbnnError, ValueError):
+    """A value is of the wrong type, dtype or device, or outside its range."""
+
+
+class NonFiniteError(ProbnnError, ValueError):
+    """A tensor holds NaN or infinity where finite values are needed."""
+
+
+class UnsupportedError(ProbnnError, NotImplementedError):
+    """The object cannot do what was asked; the message names what can."""
+
+
+class ConvergenceError(ProbnnError, RuntimeError):
+    """A computation did not converge; `partial` holds what there is of its result."""
+
+    def __init__(self, message: str, partial: Any = None):
+        super().__init__(message)
+        self.partial = partial
+
+
+class SerializationError(ProbnnError):
+    """An object cannot be saved, or a file cannot be read."""
+
+
+class DivergenceWarning(UserWarning):
+    """Trajectories of a sampler left the region where its integrator is accurate."""
+
+
+class ConvergenceWarning(UserWarning):
+    """A result is there, but a diagnostic says it may not be trusted yet."""
+
+
+class DegenerateWeightsWarning(UserWarning):
+    """Importance weights rest on a handful of draws: fit again on all data."""
+
+
+class PrecisionWarning(UserWarning):
+    """Single precision where the algorithm wants double."""
+
+
+class ExtrapolationWarning(UserWarning):
+    """A prediction lies outside the region the object was made for."""
+
+
+class SmallSampleWarning(UserWarning):
+    """Too few samples or replicates for the number to mean much."""

@@ -1,0 +1,75 @@
+"""The joint log density that every method of inference works on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..likelihoods import Likelihood
+from ..process import ParametricProcess
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    r"""The joint log density of z = (theta, psi) given data,
+
+    .. math:: \log p(z) = \log p(\theta) + \log p(\psi) + \sum_i \log p(y_i \mid f_\theta(x_i), \psi).
+
+    Leading dimensions of z are chains. Data may lead too and broadcast against them: Y of
+    ``R x 1 x n x m`` with coordinates ``R x C x size`` is R data sets with C chains each.
+
+    Args:
+        prior: The process theta belongs to.
+        likelihood: The law of the outcomes, with parameters psi.
+        X: Inputs ``... x n x d``.
+        Y: Outcomes ``... x n x m``.
+        noise_variance: Known noise variances, like Y.
+    """
+
+    prior: ParametricProcess
+    likelihood: Likelihood
+    X: Tensor
+    Y: Tensor
+    noise_variance: Tensor | None = None
+
+    @property
+    def size(self) -> int:
+        """Number of coordinates, theta and psi together."""
+        return self.prior.num_parameters + self.likelihood.num_parameters
+
+    def split(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """z ``... x size`` as theta ``... x P`` and psi ``... x R``."""
+        return z[..., : self.prior.num_parameters], z[..., self.prior.num_parameters :]
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """The joint log density of z ``... x size``: ``...``; differentiable."""
+        theta, psi = self.split(z)
+        f = self.prior._apply(theta, self.X)
+        fit = self.likelihood.log_prob(self.Y, f, psi.unsqueeze(-2), self.noise_variance).sum(-1)
+        return self.prior._log_prob(theta) + self.likelihood.log_prior(psi) + fit
+
+    def value_and_grad(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """:meth:`log_prob` and its gradient, outside of autograd.
+
+        The chain rule over the parts' own gradients, closed forms where they have them.
+        """
+        theta, psi = self.split(z)
+        f, pullback = self.prior._pullback(theta, self.X)
+        fit, df, dpsi = self.likelihood.log_prob_and_grad(self.Y, f, psi.unsqueeze(-2), self.noise_variance)
+        value, dtheta = self.prior._log_prob_and_grad(theta)
+        dtheta = dtheta + pullback(df)
+        if psi.shape[-1] == 0:
+            return value + fit, dtheta
+        with torch.enable_grad():
+            leaf = psi.detach().requires_grad_(True)
+            of_psi = self.likelihood.log_prior(leaf)
+            dprior = torch.autograd.grad(of_psi.sum(), leaf)[0]
+        return value + of_psi.detach() + fit, torch.cat([dtheta, dprior + dpsi.squeeze(-2)], -1)
+
+    def start(self, shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
+        """Prior draws of theta with psi at its prior median, ``shape x size``."""
+        theta = self.prior._sample_parameters(torch.Size(shape), generator)
+        psi = self.likelihood.prior_median(dtype=theta.dtype, device=theta.device)
+        return torch.cat([theta, psi.expand(*shape, -1)], -1)

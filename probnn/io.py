@@ -1,0 +1,216 @@
+"""Saving and loading: one ``.safetensors`` file an object, readable without this library.
+
+Everything saveable is a frozen dataclass whose fields are numbers, strings, tuples, dictionaries,
+tensors or saveables, so there is no code per class here. What is not (torch modules, kernels) has a
+codec. Nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib
+import json
+import math
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._version import __version__
+from .errors import ProbnnError, SerializationError
+
+FORMAT = 1
+_registered: dict[str, type] = {}
+_codecs: dict[str, tuple[type, Callable[[Any], dict[str, Any]], Callable[[dict[str, Any]], Any]]] = {}
+
+
+def register_class(cls: type) -> type:
+    """Let :func:`load` make objects of a class from outside the library; usable as a decorator.
+
+    Args:
+        cls: A frozen dataclass of saveable fields. Its module and name must stay what they are.
+    """
+    if not (dataclasses.is_dataclass(cls) or hasattr(cls, "_from_config")):
+        raise SerializationError(f"register_class: {cls!r} must be a dataclass, so that its fields can be saved")
+    _registered[f"{cls.__module__}.{cls.__qualname__}"] = cls
+    return cls
+
+
+def register_codec(module: str, of: type, encode: Callable, decode: Callable) -> None:
+    """Teach saving to encode objects of type `of` as a dictionary; `module` is imported at load."""
+    _codecs[module] = (of, encode, decode)
+
+
+def _public_name(x: Any) -> str:
+    """Name a class by its package rather than its file, so that files may move."""
+    cls = type(x)
+    full = f"{cls.__module__}.{cls.__qualname__}"
+    if full in _registered:
+        return full
+    parts = cls.__module__.split(".")
+    name = f"{'.'.join(parts[:2])}.{cls.__qualname__}"
+    if parts[0] != "probnn" or _find(name) is not cls:
+        raise SerializationError(
+            f"save: a {full} cannot be saved; make it a frozen dataclass and register it with probnn.register_class"
+        )
+    return name
+
+
+def _find(name: str) -> type | None:
+    if name in _registered:
+        return _registered[name]
+    module, _, attribute = name.rpartition(".")
+    if module.split(".")[0] != "probnn":
+        return None
+    try:
+        found = getattr(importlib.import_module(module), attribute, None)
+    except ImportError:
+        return None
+    saveable = isinstance(found, type) and (dataclasses.is_dataclass(found) or hasattr(found, "_from_config"))
+    return found if saveable else None
+
+
+def _encode(x: Any, tensors: dict[str, Tensor], path: str) -> Any:
+    if x is None or isinstance(x, (bool, int, str)):
+        return x
+    if isinstance(x, float):
+        return x if math.isfinite(x) else {"float": repr(x)}
+    if isinstance(x, Tensor):
+        # A copy, because safetensors refuses tensors that share memory.
+        tensors[path] = x.detach().cpu().contiguous().clone()
+        return {"tensor": path}
+    if isinstance(x, torch.dtype):
+        return {"dtype": str(x).removeprefix("torch.")}
+    if isinstance(x, torch.device):
+        return {"device": "cpu"}
+    if isinstance(x, (tuple, list)):
+        return {"tuple": [_encode(v, tensors, f"{path}.{i}") for i, v in enumerate(x)]}
+    if isinstance(x, dict) and all(isinstance(k, str) for k in x):
+        return {"dict": {k: _encode(v, tensors, f"{path}.{k}") for k, v in x.items()}}
+    for module, (of, encode, _) in _codecs.items():
+        if isinstance(x, of):
+            return {"codec": module, "config": _encode(encode(x), tensors, path)}
+    if hasattr(x, "_config"):
+        return {"class": _public_name(x), "config": _encode(x._config(), tensors, path)}
+    if dataclasses.is_dataclass(x) and not isinstance(x, type):
+        values = {f.name: getattr(x, f.name) for f in dataclasses.fields(x) if f.init}
+        return {"class": _public_name(x), "config": _encode(values, tensors, path)}
+    raise SerializationError(f"save: {path} is a {type(x).__module__}.{type(x).__qualname__}, which cannot be saved")
+
+
+def _decode(x: Any, tensors: dict[str, Tensor], context: dict[str, Any]) -> Any:
+    if not isinstance(x, dict):
+        return x
+    if "tensor" in x:
+        return tensors[x["tensor"]]
+    if "float" in x:
+        return float(x["float"])
+    if "dtype" in x:
+        return getattr(torch, x["dtype"])
+    if "device" in x:
+        return torch.device(x["device"])
+    if "tuple" in x:
+        return tuple(_decode(v, tensors, context) for v in x["tuple"])
+    if "dict" in x:
+        return {k: _decode(v, tensors, context) for k, v in x["dict"].items()}
+    config = _decode(x["config"], tensors, context)
+    if "codec" in x:
+        if x["codec"].split(".")[0] == "probnn":
+            importlib.import_module(x["codec"])
+        if x["codec"] not in _codecs:
+            raise SerializationError(f"load: the file needs the codec {x['codec']}, which is not registered")
+        return _codecs[x["codec"]][2](config)
+    cls = _find(x["class"])
+    if cls is None:
+        raise SerializationError(
+            f"load: unknown class {x['class']}; import the package that registers it with probnn.register_class"
+        )
+    if hasattr(cls, "_from_config"):
+        return cls._from_config(config, **context)
+    return cls(**config)
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[str]:
+    """A temporary name to write to, which becomes `path` in one step if the block succeeds."""
+    target = os.path.abspath(os.fspath(path))
+    handle, temporary = tempfile.mkstemp(dir=os.path.dirname(target), prefix=".probnn-", suffix=".tmp")
+    os.close(handle)
+    try:
+        yield temporary
+        # mkstemp makes private files: give the result the mode an ordinary new file would have.
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(temporary, 0o666 & ~mask)
+        os.replace(temporary, target)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def save(obj: Any, path: str | os.PathLike[str]) -> None:
+    """Write `obj` to one file, all of it or nothing.
+
+    Args:
+        obj: A process, a surrogate's model, or any registered frozen dataclass.
+        path: The file; an existing one is replaced in one step.
+
+    Raises:
+        SerializationError: A part of the object has no saved form; nothing is written.
+    """
+    from safetensors.torch import save_file
+
+    tensors: dict[str, Tensor] = {}
+    body = _encode(obj, tensors, "root")
+    if not isinstance(body, dict) or not ("class" in body or "codec" in body):
+        raise SerializationError(f"save: expected an object of the library, got a {type(obj).__name__}")
+    provenance = {"probnn": __version__, "torch": str(torch.__version__)}
+    header = {"format": FORMAT, "version": __version__, **body, "provenance": provenance}
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, metadata={"probnn": json.dumps(header, allow_nan=False)})
+
+
+def load(path: str | os.PathLike[str], *, network: Any = None) -> Any:
+    """Read what :func:`save` wrote.
+
+    Args:
+        path: The file.
+        network: The torch module, where the object holds a :class:`probnn.ModuleNetwork` (a file
+            has its tensors, never its code).
+
+    Returns:
+        The object, on the CPU.
+
+    Raises:
+        SerializationError: The file is missing parts, is no file of this library, or is of a newer format.
+        FileNotFoundError: There is no such file.
+    """
+    from safetensors import safe_open
+
+    path = os.fspath(path)
+    if not os.path.exists(path):
+        raise FileNotFoundError(f"probnn.load: no file {path}")
+    try:
+        with safe_open(path, "pt") as file:
+            header = json.loads((file.metadata() or {})["probnn"])
+            # A copy lies where memory is aligned; in the file it need not be, and sums then differ in the last bit.
+            tensors = {key: file.get_tensor(key).clone() for key in file.keys()}
+        newest = int(header["format"])
+    except Exception as error:  # safetensors raises its own type, json and lookups theirs
+        raise SerializationError(f"probnn.load: {path} is not a whole probnn file ({error})") from error
+    if newest != FORMAT:
+        raise SerializationError(
+            f"probnn.load: {path} has format {newest} and this version (probnn {__version__}) reads format {FORMAT}; "
+            "upgrade probnn"
+        )
+    try:
+        return _decode(header, tensors, {} if network is None else {"network": network})
+    except ProbnnError:
+        raise
+    except Exception as error:
+        what = f"{type(error).__name__}: {error}"
+        raise SerializationError(f"probnn.load: {path} cannot be read back ({what})") from error

@@ -1,0 +1,85 @@
+"""Figures of processes with one input."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from .. import random as rnd
+from .. import validation
+from ..errors import ShapeError
+from ..process import StochasticProcess
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+COLOR = "#1f6f8b"
+
+
+def axes_or_new(ax: Any, **size: Any) -> Any:
+    """`ax`, or the axes of a new figure."""
+    if ax is not None:
+        return ax
+    import matplotlib.pyplot as plt
+
+    return plt.subplots(**size)[1]
+
+
+def band(ax: Any, x: Tensor, posterior: Any, prob: float, color: str, label: str | None = None) -> None:
+    """Draw the central `prob` interval of a posterior's first outcome along x, and its mean."""
+    levels = torch.tensor([(1 - prob) / 2, (1 + prob) / 2], dtype=x.dtype)
+    if hasattr(posterior, "log_weights"):
+        low, high = posterior.quantile(levels)[..., 0]
+    else:  # normal, as of a Gaussian process
+        half = torch.special.ndtri(levels[1]) * posterior.variance[..., 0].sqrt()
+        low, high = posterior.mean[..., 0] - half, posterior.mean[..., 0] + half
+    ax.fill_between(x, low.detach(), high.detach(), color=color, alpha=0.2, lw=0, label=label)
+    ax.plot(x, posterior.mean[..., 0].detach(), color=color, lw=1.8)
+
+
+def plot_functions(
+    process: StochasticProcess,
+    x: Tensor,
+    *,
+    num_functions: int = 8,
+    prob: float = 0.9,
+    data: tuple[Tensor, Tensor] | None = None,
+    seed: int = 0,
+    color: str = COLOR,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw a process with one input: its mean, an interval and functions drawn from it.
+
+    Args:
+        process: The process, with ``input_dim=1``; its first channel is drawn.
+        x: Where, of length n.
+        num_functions: How many functions to draw; 0 for none.
+        prob: Probability of the central interval.
+        data: X ``n x 1`` and Y ``n x m`` to show as points.
+        seed: Seed of the functions.
+        color: Colour of everything but the data.
+        ax: Where to draw; None: a new figure.
+
+    Returns:
+        The axes.
+    """
+    if process.input_dim != 1 or x.ndim != 1:
+        raise ShapeError(
+            f"plot_functions: needs a process of one input and x of shape (n,), got {process.input_dim} inputs and "
+            f"x of shape {tuple(x.shape)}"
+        )
+    validation.positive("plot_functions", "prob", prob, maximum=1)
+    ax = axes_or_new(ax, figsize=(6, 3.5))
+    X = x.unsqueeze(-1)
+    with torch.no_grad():
+        band(ax, x, process.predict(X), prob, color, f"{prob:.0%} interval")
+        if num_functions:
+            f = process.sample_functions((num_functions,), generator=rnd.generator_from(seed))(X)
+            ax.plot(x, f[..., 0].T, color=color, lw=0.7, alpha=0.6)
+    if data is not None:
+        ax.plot(data[0][:, 0], data[1][:, 0], "o", color="black", ms=4, zorder=3, label="data")
+    ax.set_xlabel("x")
+    ax.set_ylabel("f(x)")
+    return ax

@@ -1,0 +1,234 @@
+"""The one interface: a distribution over functions."""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import fields, is_dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from .. import io, validation
+from .. import random as rnd
+from ..errors import UnsupportedError
+from ..likelihoods import Likelihood
+
+if TYPE_CHECKING:  # BoTorch pulls in gpytorch and Pyro, too heavy for `import probnn`
+    from botorch.posteriors import Posterior
+
+
+class RandomFunctions:
+    """Functions drawn from a process: the same ones at every call.
+
+    Calling them with X ``... x n x d`` gives ``sample_shape x ... x n x c``, differentiable in X.
+    """
+
+    def __init__(self, evaluate: Callable[[Tensor], Tensor], sample_shape: torch.Size, process: StochasticProcess):
+        self._evaluate = evaluate
+        self.sample_shape, self.input_dim, self.output_dim = sample_shape, process.input_dim, process.output_dim
+        self._dtype, self._device = process.dtype, process.device
+
+    def __call__(self, X: Tensor) -> Tensor:
+        validation.inputs("RandomFunctions", X, self.input_dim, dtype=self._dtype, device=self._device)
+        return self._evaluate(X)
+
+    def __repr__(self) -> str:
+        return f"RandomFunctions({tuple(self.sample_shape)}: {self.input_dim} inputs -> {self.output_dim} channels)"
+
+
+class StochasticProcess(ABC):
+    """A distribution over functions f from R^d to c channels.
+
+    Public methods check, shape and seed; a subclass (a frozen dataclass with ``eq=False``) gives
+    `input_dim`, `output_dim`, `dtype`, `device` and writes hooks: :meth:`_sample_functions`, and where
+    it knows better :meth:`_sample`, :meth:`_sample_tasks`, :meth:`_predict`, :meth:`_condition`.
+
+    Attributes:
+        joint: ``"exact"``, ``"copula"``, ``"autoregressive"`` or ``"independent"``: how values at
+            several points hang together. None: only marginals are known, and joint draws raise.
+        models: ``"function"``, or ``"outcome"`` for a process of noisy outcomes.
+        prior, likelihood, info: Of a fitted process; None otherwise.
+    """
+
+    joint: ClassVar[str | None] = "exact"
+    models: ClassVar[str] = "function"
+    prior: StochasticProcess | None = None
+    likelihood: Likelihood | None = None
+    info: Any = None
+    input_dim: int
+    output_dim: int
+    dtype: torch.dtype
+    device: torch.device
+
+    @property
+    def num_outcomes(self) -> int:
+        """Number of columns m of Y."""
+        return self.likelihood.outcomes(self.output_dim) if self.likelihood else self.output_dim
+
+    @property
+    def num_predictions(self) -> int:
+        """Number of columns of :meth:`predict`: m, but one a class for a categorical outcome."""
+        return self.likelihood.predictions(self.output_dim) if self.likelihood else self.output_dim
+
+    def sample_functions(
+        self, sample_shape: Sequence[int] = (), *, generator: torch.Generator | None = None
+    ) -> RandomFunctions:
+        """Draw functions that can be evaluated anywhere, any number of times.
+
+        Args:
+            sample_shape: How many functions, as a shape.
+            generator: Source of randomness; None: torch's global stream.
+
+        Returns:
+            A callable X ``... x n x d -> sample_shape x ... x n x c``.
+
+        Raises:
+            UnsupportedError: The process knows no functions (`joint` is neither exact nor copula).
+        """
+        shape = self._enter("sample_functions", sample_shape, generator)
+        if self.joint not in ("exact", "copula"):
+            raise UnsupportedError(
+                f"{type(self).__name__}.sample_functions: the process has joint={self.joint!r} and no function "
+                "draws; use predict for marginals, or sample where joint is set"
+            )
+        return RandomFunctions(self._sample_functions(shape, generator), shape, self)
+
+    def sample(
+        self, X: Tensor, sample_shape: Sequence[int] = (), *, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Draw function values; one function a sample index, shared by all batch elements of X.
+
+        Args:
+            X: Inputs ``... x n x d``.
+            sample_shape: How many functions, as a shape.
+            generator: Source of randomness; None: torch's global stream.
+
+        Returns:
+            Values ``sample_shape x ... x n x c``.
+        """
+        shape = self._enter("sample", sample_shape, generator, X)
+        return self._sample(X, shape, generator)
+
+    def sample_tasks(self, X: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        """Draw an independent function for every batch element of X ``... x n x d``: ``... x n x c``."""
+        self._enter("sample_tasks", (), generator, X)
+        return self._sample_tasks(X, generator)
+
+    def predict(self, X: Tensor, *, observation_noise: bool = False) -> Posterior:
+        """The predictive distribution of the outcomes' mean function, or of new outcomes.
+
+        Deterministic: closed form where there is one, else every kept draw, else 256 draws from a
+        private generator.
+
+        Args:
+            X: Inputs ``... x n x d``.
+            observation_noise: Add the noise of the likelihood (its second moment).
+
+        Returns:
+            A BoTorch posterior over ``... x n x m``.
+        """
+        where = f"{type(self).__name__}.predict"
+        validation.inputs(where, X, self.input_dim, dtype=self.dtype, device=self.device)
+        if observation_noise and self.likelihood is None and self.models == "function":
+            raise UnsupportedError(f"{where}: no likelihood, so no observation noise; fit the process first")
+        posterior = self._predict(X, observation_noise)
+        if self.joint is None:
+            from ..predictive import MarginalPosterior
+
+            return MarginalPosterior(posterior, type(self).__name__)
+        return posterior
+
+    def condition(self, X: Tensor, Y: Tensor, *, noise_variance: Tensor | None = None) -> StochasticProcess:
+        """The same process knowing more, without fitting it again.
+
+        Exact for Gaussian and Student-t processes, reweighting for draws (their `ess` says how far
+        that carries). Leading batch dimensions give a batch of processes.
+
+        Args:
+            X: Inputs ``... x n x d``.
+            Y: Outcomes ``... x n x m``.
+            noise_variance: Known noise variances of the rows, like Y (Gaussian likelihoods).
+
+        Raises:
+            UnsupportedError: The process can only be fitted again.
+        """
+        where = f"{type(self).__name__}.condition"
+        validation.inputs(where, X, self.input_dim, dtype=self.dtype, device=self.device)
+        validation.outcomes(where, "Y", Y, X, self.num_outcomes)
+        if noise_variance is not None:
+            validation.variances(where, noise_variance, X, self.num_outcomes)
+        if self.likelihood is not None:
+            self.likelihood.check_outcomes(where, Y)
+        return self._condition(X, Y, noise_variance)
+
+    def to(self, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> StochasticProcess:
+        """A copy on another device or in another precision."""
+        device = None if device is None else torch.empty(0, device=device).device
+        return moved(self, device, dtype)
+
+    def save(self, path: str) -> None:
+        """Write the process to one file; :func:`probnn.load` gives it back."""
+        io.save(self, path)
+
+    def _enter(self, verb: str, shape: Any, generator: Any, X: Tensor | None = None) -> torch.Size:
+        where = f"{type(self).__name__}.{verb}"
+        validation.noise_generator(where, generator)
+        if X is not None:
+            validation.inputs(where, X, self.input_dim, dtype=self.dtype, device=self.device)
+            if self.joint is None and X.shape[-2] > 1:
+                raise UnsupportedError(
+                    f"{where}: the process knows marginals only (joint=None), so no joint values at {X.shape[-2]} "
+                    "points; ask one point at a time, or choose joint='autoregressive' or 'independent'"
+                )
+        return validation.sample_shape(where, shape)
+
+    @abstractmethod
+    def _sample_functions(self, shape: torch.Size, generator: torch.Generator | None) -> Callable[[Tensor], Tensor]: ...
+
+    def _sample(self, X: Tensor, shape: torch.Size, generator: torch.Generator | None) -> Tensor:
+        return self._sample_functions(shape, generator)(X)
+
+    def _sample_tasks(self, X: Tensor, generator: torch.Generator | None) -> Tensor:
+        tasks = [self._sample(x, torch.Size(), generator) for x in X.reshape(-1, *X.shape[-2:])]
+        if not tasks:
+            return X.new_empty(*X.shape[:-1], self.output_dim)
+        return torch.stack(tasks).reshape(*X.shape[:-1], self.output_dim)
+
+    def _predict(self, X: Tensor, noise: bool) -> Posterior:
+        from ..predictive import DrawsPosterior
+
+        f = self._sample(X, torch.Size([256]), rnd.generator_from(0)).movedim(0, -3)
+        if self.likelihood is None:
+            return DrawsPosterior(f)
+        mean, variance = self.likelihood.moments(f, f.new_zeros(1, self.likelihood.num_parameters))
+        return DrawsPosterior(mean, noise_std=variance.sqrt() if noise else None)
+
+    def _condition(self, X: Tensor, Y: Tensor, noise_variance: Tensor | None) -> StochasticProcess:
+        raise UnsupportedError(
+            f"{type(self).__name__}.condition: cannot be conditioned without fitting again; "
+            "use an inference method's fit on all data, or condition its draws: process.draws().condition(...)"
+        )
+
+
+def moved(x: Any, device: torch.device | None, dtype: torch.dtype | None) -> Any:
+    """`x` with every tensor in it moved; shared where nothing changes."""
+    if isinstance(x, Tensor):
+        return x.to(device=device, dtype=dtype if x.is_floating_point() else None)
+    if isinstance(x, torch.dtype):
+        return dtype or x
+    if isinstance(x, torch.device):
+        return device or x
+    if isinstance(x, torch.nn.Module):
+        return copy.deepcopy(x).to(device=device, dtype=dtype)
+    if isinstance(x, tuple) and not hasattr(x, "_fields"):
+        return tuple(moved(v, device, dtype) for v in x)
+    if isinstance(x, dict):
+        return {k: moved(v, device, dtype) for k, v in x.items()}
+    if is_dataclass(x) and not isinstance(x, type):
+        old = {f.name: getattr(x, f.name) for f in fields(x) if f.init}
+        new = {name: moved(value, device, dtype) for name, value in old.items()}
+        return x if all(new[name] is old[name] for name in old) else replace(x, **new)
+    return x

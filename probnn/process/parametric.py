@@ -1,0 +1,113 @@
+"""Processes with coordinates: f(x) = apply(theta, x)."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from .. import random as rnd
+from .. import validation
+from ..errors import ShapeError, UnsupportedError
+from ..networks import Layout
+from .base import StochasticProcess
+
+if TYPE_CHECKING:
+    from botorch.posteriors import Posterior
+
+    from .empirical import EmpiricalProcess
+
+
+class ParametricProcess(StochasticProcess):
+    """A process f(x) = apply(theta, x) with unconstrained coordinates theta.
+
+    A subclass gives `layout` (of theta) and writes :meth:`_sample_parameters`, :meth:`_apply` (whose
+    leading dimensions broadcast) and, where it has a density, :meth:`_log_prob`.
+    """
+
+    @property
+    @abstractmethod
+    def layout(self) -> Layout:
+        """The blocks of theta."""
+
+    @property
+    def num_parameters(self) -> int:
+        """Number of coordinates P."""
+        return self.layout.size
+
+    def sample_parameters(
+        self, sample_shape: Sequence[int] = (), *, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Draw theta, ``sample_shape x P``."""
+        return self._sample_parameters(self._enter("sample_parameters", sample_shape, generator), generator)
+
+    def log_prob(self, theta: Tensor) -> Tensor:
+        """Log density of theta ``... x P``, with the Jacobian of every constraint: ``...``."""
+        return self._log_prob(self._check_theta("log_prob", theta))
+
+    def apply(self, theta: Tensor, X: Tensor) -> Tensor:
+        """Evaluate every theta ``*s x P`` at every X ``... x n x d``: ``*s x ... x n x c``."""
+        self._check_theta("apply", theta)
+        where = f"{type(self).__name__}.apply"
+        validation.inputs(where, X, self.input_dim, dtype=self.dtype, device=self.device)
+        return self._apply(theta[(..., *(None,) * (X.ndim - 2), slice(None))], X)
+
+    def draws(self, num_draws: int = 256, *, seed: int = 0) -> EmpiricalProcess:
+        """Freeze `num_draws` draws of the parameters: one chain of an :class:`EmpiricalProcess`."""
+        validation.positive_int(f"{type(self).__name__}.draws", "num_draws", num_draws)
+        from .empirical import EmpiricalProcess
+
+        theta, psi = self._sample_joint(torch.Size([1, num_draws]), rnd.generator_from(seed))
+        return EmpiricalProcess(self, theta, psi, self.likelihood, info=self.info)
+
+    def _check_theta(self, verb: str, theta: Tensor) -> Tensor:
+        where = f"{type(self).__name__}.{verb}"
+        validation.tensor(where, "theta", theta, dtype=self.dtype, device=self.device)
+        if theta.shape[-1:] != (self.num_parameters,):
+            raise ShapeError(f"{where}: theta must have shape (..., {self.num_parameters}), got {tuple(theta.shape)}")
+        return theta
+
+    @abstractmethod
+    def _sample_parameters(self, shape: torch.Size, generator: torch.Generator | None) -> Tensor: ...
+
+    @abstractmethod
+    def _apply(self, theta: Tensor, X: Tensor) -> Tensor: ...
+
+    def _sample_joint(self, shape: torch.Size, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        """theta with the likelihood's psi; a fitted process that inferred psi overrides this."""
+        theta = self._sample_parameters(shape, generator)
+        if self.likelihood is not None and self.likelihood.num_parameters:
+            raise UnsupportedError(f"{type(self).__name__}: infers likelihood parameters but does not draw them")
+        return theta, theta.new_zeros(*shape, 0)
+
+    def _log_prob(self, theta: Tensor) -> Tensor:
+        raise UnsupportedError(
+            f"{type(self).__name__}.log_prob: draws have no density; fit on all data at once, "
+            "or use a posterior that has one, such as Laplace's"
+        )
+
+    def _log_prob_and_grad(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            leaf = theta.detach().requires_grad_(True)
+            value = self._log_prob(leaf)
+            return value.detach(), torch.autograd.grad(value.sum(), leaf)[0]
+
+    def _pullback(self, theta: Tensor, X: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """Value of :meth:`_apply`, and the map from its cotangent to that of theta."""
+        with torch.enable_grad():
+            leaf = theta.detach().requires_grad_(True)
+            value = self._apply(leaf, X)
+        return value.detach(), lambda cotangent: torch.autograd.grad(value, leaf, cotangent)[0]
+
+    def _sample_functions(self, shape: torch.Size, generator: torch.Generator | None) -> Callable[[Tensor], Tensor]:
+        theta = self._sample_parameters(shape, generator)
+        return lambda X: self._apply(theta[(..., *(None,) * (X.ndim - 2), slice(None))], X)
+
+    def _sample_tasks(self, X: Tensor, generator: torch.Generator | None) -> Tensor:
+        return self._apply(self._sample_parameters(X.shape[:-2], generator), X)
+
+    def _predict(self, X: Tensor, noise: bool) -> Posterior:
+        return self.draws()._predict(X, noise)

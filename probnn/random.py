@@ -1,0 +1,91 @@
+"""Randomness: generators in, and the one place that forks torch's global stream.
+
+Sampling calls take ``generator=None`` (None: torch's global stream); everything that
+fits takes ``seed: int``. The distributions of torch and Pyro take no generator, so
+:func:`forked` lends them the global stream and puts it back bit for bit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from .errors import DomainError
+
+
+def check_seed(where: str, seed: int) -> int:
+    """Return `seed` if it is an integer from 0 to 2**63 - 1, else raise `DomainError`."""
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
+        raise DomainError(f"{where}: seed must be an integer from 0 to 2**63 - 1, got {seed!r}")
+    return seed
+
+
+def generator_from(seed: int, *, device: torch.device | str | None = None) -> torch.Generator:
+    """A new generator on `device` (default CPU), seeded with `seed`."""
+    check_seed("generator_from", seed)
+    return torch.Generator(device=device or "cpu").manual_seed(seed)
+
+
+def normal(
+    shape: Sequence[int],
+    *,
+    generator: torch.Generator | None = None,
+    like: Tensor | None = None,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """Standard normal draws of `shape`, with the dtype and device of `like` unless given."""
+    return _draw(torch.randn, shape, generator, like, dtype, device)
+
+
+def uniform(
+    shape: Sequence[int],
+    *,
+    generator: torch.Generator | None = None,
+    like: Tensor | None = None,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """Uniform draws in [0, 1) of `shape`, with the dtype and device of `like` unless given."""
+    return _draw(torch.rand, shape, generator, like, dtype, device)
+
+
+def _draw(
+    function: Callable[..., Tensor],
+    shape: Sequence[int],
+    generator: torch.Generator | None,
+    like: Tensor | None,
+    dtype: torch.dtype | None,
+    device: torch.device | str | None,
+) -> Tensor:
+    if like is not None:
+        dtype, device = dtype or like.dtype, device or like.device
+    device = torch.device(device or "cpu")
+    # A generator lives on one device: draw there, then move, so one seed means one stream.
+    at = generator.device if generator is not None else device
+    return function(tuple(shape), generator=generator, dtype=dtype, device=at).to(device)
+
+
+def integers(high: int, shape: Sequence[int], *, generator: torch.Generator | None = None) -> Tensor:
+    """Integers drawn uniformly from 0 to `high` - 1, on the CPU."""
+    at = generator.device if generator is not None else None
+    return torch.randint(high, tuple(shape), generator=generator, device=at).cpu()
+
+
+@contextlib.contextmanager
+def forked(generator: torch.Generator | None) -> Iterator[None]:
+    """Seed the global stream from `generator` inside the block and restore it afterwards.
+
+    With ``generator=None`` the block draws from the global stream as it stands.
+    """
+    if generator is None:
+        yield
+        return
+    seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
+    devices = [generator.device] if generator.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield

@@ -1,0 +1,53 @@
+"""What the checks share."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from .. import random as rnd
+from ..errors import ProbnnError
+
+
+def expect(condition: bool | Tensor, message: str) -> None:
+    """Fail with `message` unless `condition` holds."""
+    if not bool(condition):
+        raise AssertionError(message)
+
+
+def close(a: Tensor, b: Tensor, tolerance: float, message: str) -> None:
+    """Fail unless `a` and `b` have one shape and agree to `tolerance` of their size (at least 1)."""
+    expect(a.shape == b.shape, f"{message}: shapes {tuple(a.shape)} and {tuple(b.shape)}")
+    if a.numel():
+        error = (a - b).abs().max().item()
+        bound = tolerance * max(1.0, b.abs().max().item())
+        expect(error <= bound, f"{message}: they differ by {error:.3g}, more than {bound:.3g}")
+
+
+def raises(category: type[ProbnnError], call: Callable[[], object], message: str, *words: str) -> None:
+    """Fail unless `call` raises `category` with all `words` in the text."""
+    try:
+        call()
+    except category as error:
+        for word in words:
+            expect(word in str(error), f"{message}: the message lacks {word!r}: {error}")
+        return
+    except Exception as error:
+        raise AssertionError(f"{message}: expected {category.__name__}, got {type(error).__name__}: {error}") from error
+    raise AssertionError(f"{message}: expected {category.__name__}, but nothing was raised")
+
+
+@contextlib.contextmanager
+def untouched_stream(message: str) -> Iterator[None]:
+    """Fail if torch's global stream moves inside the block."""
+    before = torch.random.get_rng_state()
+    yield
+    expect(torch.equal(before, torch.random.get_rng_state()), f"{message}: torch's global stream was moved")
+
+
+def points(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> Tensor:
+    """Inputs in [-1, 1]."""
+    return 2 * rnd.uniform(shape, generator=rnd.generator_from(seed), dtype=dtype) - 1

@@ -1,0 +1,155 @@
+"""Everything saveable comes back bit for bit, in another interpreter too; broken files are refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import gpytorch
+import pytest
+import torch
+
+import probnn
+from probnn import likelihoods
+from probnn.errors import SerializationError
+from probnn.testing import check_saving
+from tests.cases import LIKELIHOODS, METHODS, PROCESSES, WEIGHT_PRIORS, data, gaussian_process, module, network
+
+# Chains of a few transitions are not expected to be good ones.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::probnn.errors.DivergenceWarning"),
+    pytest.mark.filterwarnings("ignore::probnn.errors.ConvergenceWarning"),
+]
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_processes(name: str) -> None:
+    process = PROCESSES[name][0]()
+    check_saving(process, network=module() if name == "module network" else None)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_posteriors(name: str) -> None:
+    X, Y = data()
+    prior = gaussian_process() if name == "exact" else network(hidden=(4,))
+    posterior = METHODS[name].fit(prior, likelihoods.Gaussian(), X, Y)
+    check_saving(posterior)
+
+
+@pytest.mark.parametrize("kind", ["likelihoods", "weight priors", "methods"])
+def test_parts(kind: str, tmp_path: Path) -> None:
+    parts = {"likelihoods": LIKELIHOODS, "weight priors": WEIGHT_PRIORS, "methods": METHODS}[kind]
+    for name, part in parts.items():
+        probnn.save(part, tmp_path / name)
+        loaded = probnn.load(tmp_path / name)
+        assert type(loaded) is type(part)
+        for field in dataclasses.fields(part):
+            a, b = getattr(part, field.name), getattr(loaded, field.name)
+            assert torch.equal(a, b) if torch.is_tensor(a) else a == b
+
+
+def test_a_new_process_predicts_the_same(tmp_path: Path) -> None:
+    X, Y = data()
+    posterior = METHODS["hmc"].fit(network(), likelihoods.Gaussian(), X, Y)
+    posterior.save(tmp_path / "post.safetensors")
+    torch.save(X, tmp_path / "X.pt")
+    code = (
+        "import sys, torch, probnn; torch.set_num_threads(1); X = torch.load(sys.argv[2]);"
+        "post = probnn.load(sys.argv[1]); p = post.predict(X);"
+        "torch.save((p.mean, p.variance), sys.argv[3])"
+    )
+    arguments = [str(tmp_path / name) for name in ("post.safetensors", "X.pt", "out.pt")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, "-c", code, *arguments], check=True, env=environment)
+    mean, variance = torch.load(tmp_path / "out.pt")
+    assert torch.equal(mean, posterior.predict(X).mean) and torch.equal(variance, posterior.predict(X).variance)
+
+
+def test_files_are_plain_safetensors_without_pickle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from safetensors import safe_open
+
+    path = tmp_path / "draws.safetensors"
+    PROCESSES["draws"][0]().save(path)
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise AssertionError("something was unpickled")
+
+    monkeypatch.setattr(torch, "load", refuse)
+    monkeypatch.setattr("pickle.load", refuse)
+    monkeypatch.setattr("pickle.loads", refuse)
+    assert probnn.load(path).num_draws == 128
+    with safe_open(path, "pt") as file:
+        header = json.loads(file.metadata()["probnn"])
+        assert set(file.metadata()) == {"probnn"} and "root.theta" in file.keys()
+    assert header["format"] == 1 and header["class"] == "probnn.process.EmpiricalProcess"
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage" * 100, b'{"a": 1}', (8).to_bytes(8, "little") + b"{}      "])
+def test_garbage_is_refused(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "file.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(SerializationError, match="not a whole probnn file"):
+        probnn.load(path)
+
+
+def test_every_truncation_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "file.safetensors"
+    network(hidden=()).draws(2).save(path)
+    content = path.read_bytes()
+    for length in range(0, len(content), max(1, len(content) // 40)):
+        path.write_bytes(content[:length])
+        with pytest.raises(SerializationError):
+            probnn.load(path)
+
+
+def test_unknown_classes_are_refused(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    for name in ("os.system", "probnn.io.os", "probnn.errors.ShapeError", "elsewhere.Thing"):
+        header = {"format": 1, "class": name, "config": {"dict": {}}}
+        save_file({}, tmp_path / "file", metadata={"probnn": json.dumps(header)})
+        with pytest.raises(SerializationError, match="unknown class"):
+            probnn.load(tmp_path / "file")
+
+
+def test_nothing_is_left_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file.safetensors"
+    network().save(path)
+    before = path.read_bytes()
+
+    def fail(*args: object, **kwargs: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr("safetensors.torch.save_file", fail)
+    with pytest.raises(OSError, match="disk full"):
+        PROCESSES["draws"][0]().save(path)
+    assert path.read_bytes() == before and os.listdir(tmp_path) == [path.name]
+
+
+def test_what_cannot_be_saved_says_so_and_writes_nothing(tmp_path: Path) -> None:
+    class Odd(gpytorch.kernels.RBFKernel):
+        pass
+
+    with pytest.raises(SerializationError):
+        probnn.GaussianProcess(Odd(), input_dim=1).save(tmp_path / "file")
+    with pytest.raises(SerializationError):
+        probnn.save(3, tmp_path / "file")
+    assert not os.listdir(tmp_path)
+
+
+def test_module_network_needs_its_module_back(tmp_path: Path) -> None:
+    process = PROCESSES["module network"][0]()
+    process.save(tmp_path / "file")
+    with pytest.raises(SerializationError, match="network="):
+        probnn.load(tmp_path / "file")
+    with pytest.raises(SerializationError, match="does not fit"):
+        probnn.load(tmp_path / "file", network=torch.nn.Linear(2, 1))
+
+
+def test_missing_file() -> None:
+    with pytest.raises(FileNotFoundError, match="no_such_file"):
+        probnn.load("no_such_file.safetensors")

@@ -1,0 +1,111 @@
+"""What somebody else writes against the contract works, and the shipped checks notice when it does not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import probnn
+from probnn import likelihoods, priors
+from probnn.inference import InferenceMethod, Target
+from probnn.networks import Block, Layout, Network
+from probnn.surrogates import Inferred, Surrogate
+from probnn.testing import check_inference_method, check_network, check_process, check_saving, check_surrogate
+from tests.cases import DOUBLE, data
+
+
+@dataclass(frozen=True)
+class FourierNetwork(Network):
+    """Fixed frequencies, random amplitudes."""
+
+    input_dim: int = 2
+    output_dim: int = 1
+    order: int = 3
+
+    @property
+    def layout(self) -> Layout:
+        return Layout((Block("amplitude", (2 * self.order,), fan_in=2 * self.order),))
+
+    def _stacked(self, params: Tensor, X: Tensor) -> Tensor:
+        angle = X.sum(-1, keepdim=True) * torch.arange(1, self.order + 1, dtype=X.dtype, device=X.device)
+        features = torch.cat([angle.sin(), angle.cos()], -1)
+        return (features @ params.unsqueeze(-1)).expand(params.shape[0], -1, -1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportanceSampling(InferenceMethod):
+    """Prior draws, weighted by the likelihood."""
+
+    num_draws: int = 512
+    references = ("Kloek and van Dijk (1978)",)
+
+    def _fit(self, prior, likelihood, X, Y, noise_variance, session, init) -> Any:
+        shape, generator = (1, self.num_draws), session.generator
+        theta = prior.sample_parameters(shape, generator=generator)
+        psi = likelihood.sample_prior(shape, generator=generator, dtype=X.dtype)
+        target = Target(prior, likelihood, X, Y, noise_variance)
+        z = torch.cat([theta, psi], -1)
+        weights = target.log_prob(z) - prior.log_prob(theta) - likelihood.log_prior(psi)
+        return probnn.EmpiricalProcess(prior, theta, psi, likelihood, weights.flatten(), session.info(steps=1))
+
+
+@dataclass(frozen=True)
+class FourierPrior:
+    """A factory as recipes want it."""
+
+    order: int = 3
+
+    def __call__(self, input_dim: int, num_channels: int) -> probnn.BayesianNetwork:
+        return probnn.BayesianNetwork(FourierNetwork(input_dim, num_channels, self.order), priors.NormalWeights())
+
+
+def test_a_network_an_inference_method_and_a_surrogate_from_elsewhere(seed: int) -> None:
+    check_network(FourierNetwork(), seed=seed)
+    prior = probnn.BayesianNetwork(FourierNetwork(), priors.NormalWeights(), dtype=DOUBLE)
+    check_process(prior, seed=seed)
+    X, Y = data(5, seed=seed)
+    likelihood = likelihoods.Gaussian(noise_median=0.5)
+    posterior = check_inference_method(ImportanceSampling(), prior, likelihood, X, Y, seed=seed)
+    check_process(posterior, seed=seed)
+    recipe = Surrogate(Inferred(FourierPrior(), likelihood, ImportanceSampling()))
+    bounds = torch.tensor([[-1.0, -1.0], [1.0, 1.0]], dtype=DOUBLE)
+    check_surrogate(recipe, X, Y, bounds=bounds, seed=seed)
+
+
+def test_registered_classes_are_saved() -> None:
+    prior = probnn.BayesianNetwork(FourierNetwork(), priors.NormalWeights(), dtype=DOUBLE)
+    probnn.register_class(FourierNetwork)
+    check_saving(prior)
+
+
+class Leaky(FourierNetwork):
+    """Evaluates points together: a network that looks at its neighbours."""
+
+    def _stacked(self, params: Tensor, X: Tensor) -> Tensor:
+        value = super()._stacked(params, X)
+        return value - value.mean(-2, keepdim=True)
+
+
+def test_the_checks_notice_a_broken_network() -> None:
+    with pytest.raises(AssertionError, match="batched against looped"):
+        check_network(Leaky())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Careless(ImportanceSampling):
+    """Draws from the global stream."""
+
+    def _fit(self, prior, likelihood, X, Y, noise_variance, session, init) -> Any:
+        torch.randn(3)
+        return super()._fit(prior, likelihood, X, Y, noise_variance, session, init)
+
+
+def test_the_checks_notice_a_careless_method() -> None:
+    X, Y = data(5)
+    prior = probnn.BayesianNetwork(FourierNetwork(), priors.NormalWeights(), dtype=DOUBLE)
+    with pytest.raises(AssertionError, match="global stream"):
+        check_inference_method(Careless(), prior, likelihoods.Gaussian(), X, Y)

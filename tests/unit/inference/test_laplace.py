@@ -1,0 +1,592 @@
+"""Laplace's method against loops, quadrature and finite differences."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import warnings
+
+import pytest
+import torch
+from torch import Tensor
+
+import probnn
+from probnn import likelihoods, priors
+from probnn import random as rnd
+from probnn.errors import (
+    ConvergenceError,
+    ConvergenceWarning,
+    DomainError,
+    PrecisionWarning,
+    ShapeError,
+    UnsupportedError,
+)
+from probnn.inference import GaussianWeightProcess, Target
+from probnn.inference.base import Session
+from probnn.inference.curvature import information, jacobian, jacobian_slope, weigh_root
+from probnn.inference.laplace_fit import LaplaceFit
+from probnn.inference.local import LocalModel
+
+DOUBLE = torch.double
+
+
+def problem(n: int = 12, d: int = 2, m: int = 1, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Smooth outcomes with noise 0.1."""
+    generator = rnd.generator_from(seed)
+    X = 2 * rnd.uniform((n, d), generator=generator, dtype=DOUBLE) - 1
+    F = torch.stack([torch.sin(2 * X.sum(-1) + j) for j in range(m)], -1)
+    return X, F + 0.1 * rnd.normal((n, m), generator=generator, dtype=DOUBLE)
+
+
+def network(hidden: tuple[int, ...] = (4,), weight_prior: priors.WeightPrior | None = None, **options: int):
+    net = probnn.MLP(input_dim=options.pop("d", 2), hidden=hidden, **options)
+    return probnn.BayesianNetwork(net, weight_prior or priors.NormalWeights(2.0, 1.0), dtype=DOUBLE)
+
+
+def outcomes_for(likelihood: likelihoods.Likelihood, Y: Tensor) -> Tensor:
+    """Outcomes a likelihood gives mass to, made of real ones."""
+    if isinstance(likelihood, likelihoods.Bernoulli):
+        return (Y > 0).double()
+    if isinstance(likelihood, likelihoods.Categorical):
+        return (Y > 0).double() + (Y > 0.5).double()
+    if isinstance(likelihood, likelihoods.Poisson):
+        return (2 * Y.exp()).round()
+    return Y
+
+
+# ---- derivatives -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("weight_prior", [priors.NormalWeights(), priors.HierarchicalWeights()])
+def test_jacobian_is_that_of_autograd_row_by_row(weight_prior: priors.WeightPrior, seed: int) -> None:
+    prior = network((4, 3), weight_prior, output_dim=2)
+    X, _ = problem(5, seed=seed)
+    theta = prior.sample_parameters(generator=rnd.generator_from(seed))
+    f, J = jacobian(prior, theta, X)
+    naive = torch.autograd.functional.jacobian(lambda t: prior.apply(t, X), theta)
+    torch.testing.assert_close(f, prior.apply(theta, X), rtol=0, atol=1e-12)
+    torch.testing.assert_close(J, naive, rtol=0, atol=1e-12)
+
+
+def test_jacobian_is_differentiable_in_inputs(seed: int) -> None:
+    prior = network((4,))
+    theta = prior.sample_parameters(generator=rnd.generator_from(seed))
+    X = problem(3, seed=seed)[0].requires_grad_(True)
+    assert torch.autograd.gradcheck(lambda x: jacobian(prior, theta, x)[1], X)
+
+
+def test_slope_of_a_weighted_jacobian(seed: int) -> None:
+    prior = network((4,), output_dim=2)
+    X, theta = problem(5, seed=seed)[0], prior.sample_parameters(generator=rnd.generator_from(seed))
+    weights = rnd.normal((5, 2, prior.num_parameters), generator=rnd.generator_from(seed + 1), dtype=DOUBLE)
+    step, slope = 1e-5, torch.zeros_like(theta)
+    for i in range(len(theta)):
+        up, down = theta.clone(), theta.clone()
+        up[i], down[i] = theta[i] + step, theta[i] - step
+        slope[i] = ((jacobian(prior, up, X)[1] - jacobian(prior, down, X)[1]) * weights).sum() / (2 * step)
+    torch.testing.assert_close(jacobian_slope(prior, theta, X, weights), slope, rtol=0, atol=1e-7)
+
+
+CONCAVE = [
+    likelihoods.Gaussian(noise=0.3),
+    likelihoods.Gaussian(noise=torch.tensor([0.3, 0.5, 0.2], dtype=DOUBLE)),
+    likelihoods.Bernoulli(),
+    likelihoods.Poisson(),
+    likelihoods.Categorical(3),
+]
+
+
+@pytest.mark.parametrize("likelihood", CONCAVE, ids=lambda law: type(law).__name__)
+def test_information_is_the_negative_hessian_of_natural_channels(likelihood: likelihoods.Likelihood, seed: int) -> None:
+    f = rnd.normal((6, 3), generator=rnd.generator_from(seed), dtype=DOUBLE)
+    Y = outcomes_for(likelihood, rnd.normal(f.shape, generator=rnd.generator_from(seed + 1), dtype=DOUBLE))
+    Y = Y[:, : likelihood.outcomes(3)]
+    psi = f.new_zeros(0)
+    found = information(likelihood, Y, f, psi)
+    found = torch.diag(found).expand(6, 3, 3) if found.ndim == 1 else found
+    for i in range(6):
+        hessian = torch.autograd.functional.hessian(
+            lambda row, i=i: likelihood.log_prob(Y[i : i + 1], row.unsqueeze(0), psi.unsqueeze(0)).sum(), f[i]
+        )
+        torch.testing.assert_close(found[i], -hessian, rtol=0, atol=1e-10)
+    # What is not in the list of closed forms gives the same through automatic differentiation.
+    general = information.dispatch(likelihoods.Likelihood)(likelihood, Y, f, psi)
+    torch.testing.assert_close(general, found, rtol=0, atol=1e-10)
+    x = rnd.normal((6, 3, 4), generator=rnd.generator_from(seed + 2), dtype=DOUBLE)
+    root = weigh_root("test", information(likelihood, Y, f, psi), x)
+    torch.testing.assert_close(root.mT @ root, x.mT @ found @ x, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    "likelihood", [likelihoods.StudentT(noise=0.5, df=3.0), likelihoods.Heteroscedastic(0.5)], ids=["t", "noise"]
+)
+def test_information_is_the_variance_of_the_score(likelihood: likelihoods.Likelihood, seed: int) -> None:
+    """Fisher information by 40,000 draws, within five standard errors."""
+    f, psi = torch.tensor([[0.3, -0.4]], dtype=DOUBLE), torch.zeros(0, dtype=DOUBLE)
+    many = f.expand(40_000, 2).clone().requires_grad_(True)
+    Y = likelihood.sample(many.detach(), psi.unsqueeze(0), generator=rnd.generator_from(seed))
+    score = torch.autograd.grad(likelihood.log_prob(Y, many, psi.unsqueeze(0)).sum(), many)[0]
+    products = score.unsqueeze(-1) * score.unsqueeze(-2)
+    found = information(likelihood, Y[:1], f, psi)
+    found = torch.diag(found) if found.ndim == 1 else found[0]
+    error = products.std(0) / math.sqrt(len(products))
+    assert ((products.mean(0) - found).abs() <= 5 * error).all()
+
+
+def test_indefinite_curvature_is_refused() -> None:
+    with pytest.raises(UnsupportedError, match=r"Laplace.fit: the log likelihood is not concave .* at row 1"):
+        weigh_root("Laplace.fit", torch.tensor([[[1.0]], [[-1.0]]]), torch.ones(2, 1, 3))
+
+
+# ---- the approximation itself ------------------------------------------------------------------------------------
+
+
+def naive_precision(prior: probnn.BayesianNetwork, likelihood, theta: Tensor, X: Tensor, Y: Tensor) -> Tensor:
+    """J' Lambda J row by row plus the Hessian of the log prior, all by autograd."""
+    psi, P = theta.new_zeros(0), len(theta)
+    total = -torch.autograd.functional.hessian(prior.log_prob, theta)
+    for x, y in zip(X, Y, strict=True):
+        J = torch.autograd.functional.jacobian(lambda t, x=x: prior.apply(t, x.unsqueeze(0))[0], theta)
+        middle = -torch.autograd.functional.hessian(
+            lambda f, y=y: likelihood.log_prob(y.unsqueeze(0), f.unsqueeze(0), psi.unsqueeze(0)).sum(),
+            prior.apply(theta, x.unsqueeze(0))[0],
+        )
+        total = total + J.mT @ middle @ J
+    assert total.shape == (P, P)
+    return total
+
+
+@pytest.mark.parametrize("rows", [6, 40])  # fewer and more rows than parameters
+@pytest.mark.parametrize("likelihood", [CONCAVE[0], *CONCAVE[2:]], ids=lambda law: type(law).__name__)
+def test_posterior_is_the_naive_one(likelihood: likelihoods.Likelihood, rows: int, seed: int) -> None:
+    c = 3 if isinstance(likelihood, likelihoods.Categorical) else 1
+    prior = network((3,), output_dim=c)
+    X, Y = problem(rows, seed=seed)
+    Y = outcomes_for(likelihood, Y)
+    post = probnn.Laplace(structure="full", steps=200).fit(prior, likelihood, X, Y, seed=seed)
+    precision = naive_precision(prior, likelihood, post.loc, X, Y)
+    covariance = torch.linalg.inv(precision)
+    torch.testing.assert_close(post.spread.dense(), covariance, rtol=1e-8, atol=1e-10)
+    joint = prior.log_prob(post.loc) + likelihood.log_prob(Y, prior.apply(post.loc, X), X.new_zeros(1, 0)).sum()
+    evidence = joint + 0.5 * len(post.loc) * math.log(2 * math.pi) - 0.5 * torch.logdet(precision)
+    # At the mode up to the tolerance: the evidence of the linearised model is at its own maximum.
+    assert abs(post.info.log_evidence - evidence.item()) <= 1e-2
+    gradient = torch.autograd.functional.jacobian(
+        lambda t: prior.log_prob(t) + likelihood.log_prob(Y, prior.apply(t, X), X.new_zeros(1, 0)).sum(), post.loc
+    )
+    assert 0.5 * gradient @ covariance @ gradient <= 1e-2
+    assert post.info.converged
+
+
+@pytest.mark.parametrize("structure", ["last_layer", "diagonal"])
+@pytest.mark.parametrize("likelihood", [likelihoods.Gaussian(noise=0.2), likelihoods.Categorical(3)], ids=["g", "c"])
+def test_other_structures_are_parts_of_the_naive_precision(
+    likelihood: likelihoods.Likelihood, structure: str, seed: int
+) -> None:
+    c = 3 if isinstance(likelihood, likelihoods.Categorical) else 1
+    prior, (X, Y) = network((3,), output_dim=c), problem(20, seed=seed)
+    Y = outcomes_for(likelihood, Y)
+    post = probnn.Laplace(structure=structure, steps=300).fit(prior, likelihood, X, Y, seed=seed)
+    precision = naive_precision(prior, likelihood, post.loc, X, Y)
+    k = 4 * c if structure == "last_layer" else prior.num_parameters
+    precision = precision[-k:, -k:] if structure == "last_layer" else torch.diag(precision.diagonal())
+    assert post.num_parameters == k
+    torch.testing.assert_close(post.spread.dense(), torch.linalg.inv(precision), rtol=1e-8, atol=1e-10)
+    if structure == "last_layer":
+        assert [block.name for block in post.layout.blocks] == ["layers.1.weight", "layers.1.bias"]
+    scales = prior.weight_prior.scales(prior.network.layout, X)[-k:]
+    log_prior = torch.distributions.Normal(0.0, scales).log_prob(post.loc[-k:]).sum()
+    fit = likelihood.log_prob(Y, prior.apply(post.loc, X), X.new_zeros(1, 0)).sum()
+    evidence = fit + log_prior + 0.5 * k * math.log(2 * math.pi) - 0.5 * torch.logdet(precision)
+    assert abs(post.info.log_evidence - evidence.item()) <= 1e-2
+
+
+def test_auto_takes_the_structure_its_limits_allow(monkeypatch: pytest.MonkeyPatch) -> None:
+    X, Y = problem(8)
+
+    def chosen(*limits: int) -> int:
+        monkeypatch.setattr("probnn.inference.laplace_fit.MAX_SIDE", limits[0])
+        monkeypatch.setattr("probnn.inference.laplace_fit.MAX_JACOBIAN", limits[1])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            post = probnn.Laplace(steps=20, polish_steps=2).fit(network((4,)), likelihoods.Gaussian(0.1), X, Y)
+        return -1 if post.support is not None else post.directions.shape[1]
+
+    assert chosen(8, 10_000) == 8  # full: as many directions as rows
+    assert chosen(7, 10_000) == -1 and chosen(8, 8 * 17 - 1) == -1  # last layer
+    assert chosen(4, 10_000) == 0 and chosen(7, 39) == 0  # diagonal
+
+
+def test_hierarchical_scales_are_held_where_the_evidence_puts_them(seed: int) -> None:
+    """At the end no scale promises evidence, and given the scales the posterior is that of normal weights."""
+    X, Y = problem(15, seed=seed)
+    prior = network((3,), priors.HierarchicalWeights(2.0, 1.0))
+    likelihood = likelihoods.Gaussian(noise=0.1)
+    post = probnn.Laplace(steps=300, tolerance=1e-4).fit(prior, likelihood, X, Y, seed=seed)
+    size = prior.network.num_parameters
+    assert post.num_parameters == size and len(post.loc) == size + 4
+    u = post.loc[size:]
+    assert (u.abs() > 1e-3).all()
+    scales = prior.weight_prior.block_scales(prior.network.layout, X) * u.exp()
+    root = torch.tensor([2.0, 3.0], dtype=DOUBLE).sqrt()
+    given = network((3,), priors.NormalWeights(scales[::2] * root, scales[1::2]))
+    weights = prior.weight_prior.weights(prior.network.layout, post.loc)
+    covariance = torch.linalg.inv(naive_precision(given, likelihood, weights, X, Y))
+    each = prior.network.layout.expand(scales)
+    torch.testing.assert_close(post.spread.dense() * each * each.unsqueeze(-1), covariance, rtol=1e-7, atol=1e-10)
+
+
+# ---- hyper-parameters --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("likelihood", [likelihoods.Gaussian(0.2), likelihoods.StudentT(0.2), likelihoods.Bernoulli()])
+def test_gradient_of_the_evidence_follows_the_mode(likelihood: likelihoods.Likelihood) -> None:
+    """Against differences of the evidence at modes found anew: the part a fixed mode would miss is not small."""
+    X = torch.linspace(-1, 1, 12, dtype=DOUBLE).unsqueeze(-1)
+    Y = torch.sin(3 * X) + 0.1 * rnd.normal(X.shape, generator=rnd.generator_from(0), like=X)
+    method = probnn.Laplace(tune=True, tolerance=1e-14, polish_steps=5000, steps=1000, num_starts=1)
+    prior = network((4,), priors.NormalWeights((3.0, 1.5), (2.0, 0.5)), d=1)
+    target = Target(prior, likelihood, X, outcomes_for(likelihood, Y))
+    fit = LaplaceFit(method, target, Session("test", 0, X.device, False, None))
+    with fit.session.bar(1) as bar:
+        z, model, reached = fit._newton(fit._start(None, bar))
+    assert reached
+    hyper = fit._hyper(z)
+    start = hyper.start().requires_grad_(True)
+    explicit = torch.autograd.grad(hyper.objective(model, start), start)[0]
+    followed = torch.autograd.grad(model.response(*hyper.unpack(start)), start)[0]
+    step, differences = 1e-3, torch.zeros_like(explicit)
+    for i in range(len(start)):
+        ends = []
+        for sign in (1, -1):
+            vector = hyper.start()
+            vector[i] += sign * step
+            moved, there, reached = fit._newton(fit._at(hyper, vector, z, target))
+            other = fit._hyper(moved)
+            assert reached
+            ends.append(other.objective(there, other.start()).item())
+        differences[i] = (ends[0] - ends[1]) / (2 * step)
+    torch.testing.assert_close(explicit + followed, differences, rtol=0, atol=5e-3)
+    assert (explicit - differences).abs().max() > 0.2
+
+
+@pytest.mark.parametrize("structure", ["full", "last_layer", "diagonal"])
+def test_tuning_raises_the_evidence(structure: str, seed: int) -> None:
+    X, Y = problem(30, seed=seed)
+    prior, likelihood = network((5,), priors.NormalWeights(1.0, 1.0)), likelihoods.Gaussian(noise=0.5)
+    options = {"structure": structure, "steps": 300}
+    plain = probnn.Laplace(**options).fit(prior, likelihood, X, Y, seed=seed)
+    tuned = probnn.Laplace(tune=True, **options).fit(prior, likelihood, X, Y, seed=seed)
+    trace = tuned.info.trace["log_evidence"]
+    assert (trace.diff() > 0).all() and abs(trace[0].item() - plain.info.log_evidence) < 1e-6
+    assert tuned.info.log_evidence == pytest.approx(trace[-1].item()) and tuned.info.log_evidence > trace[0] + 0.1
+    assert plain.prior.weight_prior == prior.weight_prior and plain.likelihood == likelihood
+    assert isinstance(tuned.likelihood.noise, float) and tuned.likelihood.noise < 0.5
+    assert structure != "full" or 0.05 < tuned.likelihood.noise < 0.3
+    scale = tuned.prior.weight_prior.weight_scale
+    assert scale.shape == (2,) and (scale[0] == 1.0) == (structure == "last_layer")
+    # The hyper-parameters it reports are those of its evidence.
+    still = probnn.Laplace(structure=structure, steps=1, lr=1e-9)
+    again = still.fit(tuned.prior, tuned.likelihood, X, Y, init=tuned, seed=seed)
+    if structure != "last_layer":  # whose other layers are found for the hyper-parameters given
+        assert again.info.log_evidence == pytest.approx(tuned.info.log_evidence, abs=0.1)
+
+
+def test_inferred_noise_does_not_depend_on_where_it_starts(seed: int) -> None:
+    X, Y = problem(40, d=1, seed=seed)
+    found = []
+    for median in (0.03, 0.1, 0.5):
+        likelihood = likelihoods.Gaussian(noise_median=median, noise_spread=5.0)
+        post = probnn.Laplace(steps=300).fit(network((8,), d=1), likelihood, X, Y, seed=seed)
+        assert post.info.converged and post.psi_scale is None
+        found.append(post.psi.exp().item())
+    # True noise 0.1, known to about 1 / sqrt(2 n) = 11 per cent.
+    assert all(0.05 < noise < 0.18 for noise in found) and max(found) < 1.5 * min(found)
+
+
+def test_known_noise_of_rows_is_not_tuned(seed: int) -> None:
+    X, Y = problem(20, seed=seed)
+    variance = torch.full_like(Y, 0.01)
+    post = probnn.Laplace(tune=True, steps=100).fit(
+        network(()), likelihoods.Gaussian(), X, Y, noise_variance=variance, seed=seed
+    )
+    assert post.likelihood.noise.tolist() == pytest.approx([0.1]) and len(post.psi) == 0
+    assert post.prior.weight_prior.weight_scale.shape == (1,)
+
+
+# ---- the process -------------------------------------------------------------------------------------------------
+
+
+def fitted(m: int = 1, seed: int = 0, **options: object) -> GaussianWeightProcess:
+    X, Y = problem(12, m=m, seed=seed)
+    return probnn.Laplace(steps=200, **options).fit(  # type: ignore[arg-type, return-value]
+        network((4,), output_dim=m), likelihoods.Gaussian(noise=0.1), X, Y, seed=seed
+    )
+
+
+@pytest.mark.parametrize("m", [1, 2])
+@pytest.mark.parametrize("structure", ["full", "last_layer", "diagonal"])
+def test_linearised_prediction_is_the_naive_one(structure: str, m: int, seed: int) -> None:
+    post = fitted(m, seed, structure=structure)
+    X = problem(3 * 4, seed=seed + 1)[0].reshape(3, 4, 2)
+    mean, covariance = post.predict(X).mean, post.predict(X).distribution.covariance_matrix
+    noisy = post.predict(X, observation_noise=True)
+    kept = slice(None) if post.support is None else post.support
+    for b in range(3):
+        J = torch.autograd.functional.jacobian(lambda t, b=b: post.base.apply(t, X[b]), post.loc)[..., kept]
+        J = J.reshape(4 * m, -1)  # outcome j at point i has index i m + j
+        naive = J @ post.spread.dense() @ J.mT
+        torch.testing.assert_close(mean[b], post.base.apply(post.loc, X[b]), rtol=0, atol=1e-12)
+        torch.testing.assert_close(covariance[b], naive, rtol=0, atol=1e-10)
+        torch.testing.assert_close(noisy.variance[b].flatten(), naive.diagonal() + 0.01, rtol=0, atol=1e-10)
+    # One batch element is predicted as it is alone, whatever the pieces.
+    torch.testing.assert_close(post.predict(X[1]).mean, mean[1], rtol=0, atol=1e-12)
+
+
+def test_pieces_change_nothing(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    post, X = fitted(2, seed), problem(12, seed=seed)[0].reshape(3, 4, 2)
+    theta = post.sample_parameters((5,), generator=rnd.generator_from(seed))
+    whole = post.predict(X).variance, post.apply(theta, X)
+    for module in ("gaussian", "curvature"):
+        monkeypatch.setattr(f"probnn.inference.{module}.CHUNK_BYTES", 500)
+    torch.testing.assert_close(post.predict(X).variance, whole[0], rtol=0, atol=1e-12)
+    torch.testing.assert_close(post.apply(theta, X), whole[1], rtol=0, atol=1e-12)
+
+
+def test_prediction_is_differentiable_in_inputs(seed: int) -> None:
+    post = fitted(1, seed)
+    X = problem(3, seed=seed + 1)[0].requires_grad_(True)
+    assert torch.autograd.gradcheck(lambda x: post.predict(x).mean, X)
+    assert torch.autograd.gradcheck(lambda x: post.predict(x).variance, X)
+
+
+def test_more_points_than_parameters_can_be_sampled(seed: int) -> None:
+    """A singular covariance: samples of a linear function stay on a line."""
+    X, Y = problem(12, d=1, seed=seed)
+    post = probnn.Laplace(steps=100).fit(network((), d=1), likelihoods.Gaussian(noise=0.1), X, Y, seed=seed)
+    grid = torch.linspace(-1, 1, 7, dtype=DOUBLE).unsqueeze(-1)
+    with rnd.forked(rnd.generator_from(seed)):
+        samples = post.predict(grid).rsample(torch.Size([5]))
+    torch.testing.assert_close(samples.diff(n=2, dim=-2), torch.zeros(5, 5, 1, dtype=DOUBLE), rtol=0, atol=1e-10)
+    base = torch.eye(7, dtype=DOUBLE)
+    rows = post.predict(grid).rsample_from_base_samples(torch.Size([7]), base) - post.predict(grid).mean
+    torch.testing.assert_close(
+        rows.squeeze(-1).mT @ rows.squeeze(-1), post.predict(grid).distribution.covariance_matrix, rtol=0, atol=1e-10
+    )
+
+
+@pytest.mark.parametrize("structure", ["full", "last_layer"])
+def test_linearised_functions(structure: str, seed: int) -> None:
+    """f(x; loc) + J (theta - loc), for shared inputs and for inputs of every draw's own, and its pullback."""
+    post = fitted(2, seed, structure=structure)
+    theta = post.sample_parameters((3,), generator=rnd.generator_from(seed))
+    X = problem(15, seed=seed + 1)[0].reshape(3, 5, 2)
+    kept = slice(None) if post.support is None else post.support
+    J = torch.autograd.functional.jacobian(lambda t: post.base.apply(t, X), post.loc)[..., kept]
+    expected = post.base.apply(post.loc, X) + torch.einsum("bnck,sk->sbnc", J, theta - post.mean)
+    torch.testing.assert_close(post.apply(theta, X), expected, rtol=0, atol=1e-10)
+    own = torch.stack([expected[s, s] for s in range(3)])
+    torch.testing.assert_close(post._apply(theta, X), own, rtol=0, atol=1e-10)
+    for at in (X, X[0]):
+        value, pullback = post._pullback(theta, at)
+        cotangent = rnd.normal(value.shape, generator=rnd.generator_from(seed + 2), dtype=DOUBLE)
+        leaf = theta.clone().requires_grad_(True)
+        slope = torch.autograd.grad(post._apply(leaf, at), leaf, cotangent)[0]
+        torch.testing.assert_close(value, post._apply(theta, at), rtol=0, atol=1e-12)
+        torch.testing.assert_close(pullback(cotangent), slope, rtol=0, atol=1e-10)
+
+
+def test_functions_of_the_network_itself(seed: int) -> None:
+    post = fitted(1, seed, structure="last_layer", linearized=False)
+    theta = post.sample_parameters((3,), generator=rnd.generator_from(seed))
+    full = post.loc.expand(3, -1).clone()
+    full[:, post.support] = theta
+    X = problem(4, seed=seed)[0]
+    torch.testing.assert_close(post.apply(theta, X), post.base.apply(full, X), rtol=0, atol=1e-12)
+    assert post.predict(X).values.shape == (256, 4, 1)
+
+
+def test_log_prob_is_the_normal_one(seed: int) -> None:
+    for structure in ("full", "last_layer", "diagonal"):
+        post = fitted(1, seed, structure=structure)
+        theta = post.sample_parameters((6,), generator=rnd.generator_from(seed))
+        law = torch.distributions.MultivariateNormal(post.mean, post.spread.dense())
+        torch.testing.assert_close(post.log_prob(theta), law.log_prob(theta), rtol=1e-8, atol=1e-8)
+
+
+def test_other_likelihoods_predict_by_draws(seed: int) -> None:
+    X, Y = problem(15, seed=seed)
+    post = probnn.Laplace(steps=200).fit(network((4,)), likelihoods.Bernoulli(), X, (Y > 0).double(), seed=seed)
+    posterior = post.predict(X)
+    assert posterior.values.shape == (256, 15, 1) and ((posterior.mean > 0) & (posterior.mean < 1)).all()
+    torch.testing.assert_close(post.predict(X).mean, posterior.mean, rtol=0, atol=0)
+    with pytest.raises(UnsupportedError, match="draws"):
+        post.condition(X, (Y > 0).double())
+
+
+def test_correlated_prior_is_exact(seed: int) -> None:
+    """The posterior of half the data as prior for the rest, where the function is linear."""
+    X, Y = problem(14, seed=seed)
+    likelihood, method = likelihoods.Gaussian(noise=0.1), probnn.Laplace(steps=100)
+    first = method.fit(network(()), likelihood, X[:5], Y[:5], seed=seed)
+    second = method.fit(first, likelihood, X[5:], Y[5:], seed=seed)
+    whole = method.fit(network(()), likelihood, X, Y, seed=seed)
+    torch.testing.assert_close(second.loc, whole.loc, rtol=0, atol=1e-8)
+    torch.testing.assert_close(second.spread.dense(), whole.spread.dense(), rtol=0, atol=1e-10)
+    total = first.info.log_evidence + second.info.log_evidence
+    assert total == pytest.approx(whole.info.log_evidence, abs=1e-8)
+    last = probnn.Laplace(steps=100, structure="last_layer")
+    with pytest.raises(UnsupportedError, match="last_layer.*needs a BayesianNetwork"):
+        last.fit(first, likelihood, X, Y)
+    with pytest.raises(UnsupportedError, match="diagonal.*independent coordinates"):
+        probnn.Laplace(steps=100, structure="diagonal").fit(first, likelihood, X, Y)
+
+
+# ---- the method --------------------------------------------------------------------------------------------------
+
+
+def test_seeds_and_the_global_stream() -> None:
+    X, Y = problem(12)
+    fit = probnn.Laplace(steps=60).fit
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    one, two = (fit(network((4,)), likelihoods.Gaussian(), X, Y, seed=5) for _ in range(2))
+    assert torch.equal(torch.get_rng_state(), before)
+    for name in ("loc", "directions", "gains", "psi"):
+        assert torch.equal(getattr(one, name), getattr(two, name)), name
+    assert not torch.equal(one.loc, fit(network((4,)), likelihoods.Gaussian(), X, Y, seed=6).loc)
+
+
+def test_saving(tmp_path: object) -> None:
+    post = fitted(structure="last_layer")
+    post.save(f"{tmp_path}/post.safetensors")
+    back = probnn.load(f"{tmp_path}/post.safetensors")
+    X = problem(3)[0]
+    assert torch.equal(back.predict(X).variance, post.predict(X).variance)
+    assert back.to(dtype=torch.float32).predict(X.float()).mean.dtype == torch.float32
+
+
+def test_warm_start_and_support(seed: int) -> None:
+    X, Y = problem(12, seed=seed)
+    likelihood, prior = likelihoods.Gaussian(noise=0.1), network((4,))
+    cold = probnn.Laplace(steps=400, tolerance=1e-10, polish_steps=1000).fit(prior, likelihood, X, Y, seed=seed)
+    warm = probnn.Laplace(steps=1, lr=1e-9, tolerance=1e-10).fit(prior, likelihood, X, Y, init=cold, seed=seed + 1)
+    assert warm.info.converged
+    torch.testing.assert_close(warm.predict(X).mean, cold.predict(X).mean, rtol=0, atol=1e-4)
+    last = probnn.Laplace(structure="last_layer", steps=50).fit(prior, likelihood, X, Y, seed=seed)
+    probnn.Laplace(steps=50).fit(prior, likelihood, X, Y, init=last)  # the mode is a start for all weights
+    probnn.Laplace(steps=50).fit(prior, likelihood, X, Y, init=cold.draws(4))
+    with pytest.raises(ShapeError, match="parameters"):
+        probnn.Laplace().fit(network((5,)), likelihood, X, Y, init=cold)
+
+
+def test_callback_stops_and_says_where_it_is() -> None:
+    X, Y = problem(12)
+    calls: list[tuple[int, int, dict]] = []
+    post = probnn.Laplace(steps=40, rounds=3).fit(
+        network((4,)), likelihoods.Gaussian(), X, Y, callback=lambda *state: calls.append(state)
+    )
+    assert [step for step, *_ in calls] == sorted({step for step, *_ in calls}) and calls[-1][0] < calls[-1][1] == 43
+    assert {state["phase"] for *_, state in calls} == {"mode", "evidence"} and len(post.info.trace["log_prob"]) == 41
+    stopped = probnn.Laplace(steps=40).fit(
+        network((4,)), likelihoods.Gaussian(), X, Y, callback=lambda step, total, state: step == 7
+    )
+    assert stopped.info.converged is False and stopped.info.steps == 7
+
+
+def test_no_data_is_the_prior() -> None:
+    X, Y = torch.zeros(0, 2, dtype=DOUBLE), torch.zeros(0, 1, dtype=DOUBLE)
+    prior = network((4,), priors.NormalWeights((2.0, 3.0), 0.5))
+    post = probnn.Laplace().fit(prior, likelihoods.Gaussian(), X, Y)
+    scales = prior.weight_prior.scales(prior.network.layout, X)
+    assert torch.equal(post.loc, torch.zeros_like(scales)) and torch.equal(post.spread.dense(), torch.diag(scales**2))
+    assert post.info.log_evidence == 0.0 and not post.linearized and post.psi.exp().item() == pytest.approx(0.1)
+    hierarchical = probnn.Laplace().fit(network((4,), priors.HierarchicalWeights()), likelihoods.Gaussian(), X, Y)
+    assert isinstance(hierarchical, probnn.EmpiricalProcess)
+
+
+def test_what_it_refuses() -> None:
+    X, Y = problem(12)
+    gaussian = likelihoods.Gaussian(noise=0.1)
+    with pytest.raises(UnsupportedError, match="log prior of LaplaceWeights is not concave"):
+        probnn.Laplace(steps=20).fit(network((4,), priors.LaplaceWeights()), gaussian, X, Y)
+    with pytest.raises(UnsupportedError, match="tune=True sets the scales of a NormalWeights prior, got Hierarchical"):
+        probnn.Laplace(tune=True).fit(network((4,), priors.HierarchicalWeights()), gaussian, X, Y)
+    for bad in ({"structure": "kron"}, {"steps": 0}, {"lr": -1.0}, {"tolerance": 0.0}, {"tune": 1}, {"rounds": 2.0}):
+        with pytest.raises(DomainError, match=f"Laplace: {next(iter(bad))}"):
+            probnn.Laplace(**bad)  # type: ignore[arg-type]
+    with pytest.raises(TypeError):
+        probnn.Laplace(sizes=3)  # type: ignore[call-arg]
+
+
+def test_priors_with_coupled_coordinates_are_refused() -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Coupled(priors.NormalWeights):
+        """Normal weights under another name, and pulled together."""
+
+        def log_prob(self, network: object, theta: Tensor) -> Tensor:
+            return -0.5 * theta.square().sum(-1) - theta.sum(-1).square()
+
+        def log_prob_and_grad(self, network: object, theta: Tensor) -> tuple[Tensor, Tensor]:
+            return self.log_prob(network, theta), -theta - 2 * theta.sum(-1, keepdim=True)
+
+    X, Y = problem(12)
+    with pytest.raises(UnsupportedError, match="log prior of Coupled couples coordinates"):
+        probnn.Laplace(steps=20).fit(network((4,), Coupled()), likelihoods.Gaussian(0.1), X, Y)
+
+
+def test_warnings_and_errors_of_the_fit() -> None:
+    X, Y = problem(12)
+    with pytest.warns(ConvergenceWarning, match="mode was not reached in 1 steps"):
+        post = probnn.Laplace(steps=2, polish_steps=1).fit(network((8,)), likelihoods.Gaussian(noise=0.01), X, Y)
+    assert post.info.converged is False and len(post.info.warnings) == 1
+    with pytest.warns(PrecisionWarning, match="float32"):
+        probnn.Laplace(steps=20).fit(network(()), likelihoods.Gaussian(noise=0.5), X.float(), Y.float())
+    with pytest.raises(ConvergenceError, match="not finite at any of 2 starts") as caught:
+        probnn.Laplace(steps=2, num_starts=2).fit(network(()), likelihoods.Gaussian(noise=0.1), X, Y * 1e200)
+    assert caught.value.partial.shape == (2, 3)
+
+
+def test_gaussian_weight_process_checks_its_tensors() -> None:
+    base, ones = network(()), torch.ones(3, dtype=DOUBLE)
+    with pytest.raises(ShapeError, match="scale must have shape \\(3,\\)"):
+        GaussianWeightProcess(base, ones, ones[:2])
+    with pytest.raises(DomainError, match="both directions and gains"):
+        GaussianWeightProcess(base, ones, ones, gains=ones[:0])
+    with pytest.raises(DomainError, match="scale must be positive"):
+        GaussianWeightProcess(base, ones, -ones)
+    with pytest.raises(DomainError, match="psi is needed"):
+        GaussianWeightProcess(base, ones, ones, likelihood=likelihoods.Gaussian())
+    for support in (torch.tensor([1, 0]), torch.tensor([0, 3]), torch.tensor([0.0, 1.0])):
+        with pytest.raises(DomainError, match="increasing indices"):
+            GaussianWeightProcess(base, ones, ones[:2], support=support)
+    cut = GaussianWeightProcess(base, ones, ones[:2], support=torch.tensor([0, 2]))
+    assert [(block.name, block.shape) for block in cut.layout.blocks] == [("support", (2,))]
+    theta, psi = GaussianWeightProcess(
+        base, ones, ones, psi=ones[:1], psi_scale=ones[:1], likelihood=likelihoods.Gaussian()
+    )._sample_joint(torch.Size([500]), rnd.generator_from(0))
+    assert theta.shape == (500, 3) and psi.shape == (500, 1) and 0.8 < psi.std() < 1.2
+
+
+def test_local_model_evidence_agrees_in_both_spaces(seed: int) -> None:
+    """Through n x n and through k x k matrices, with other scales and another noise than its own."""
+    X, Y = problem(9, m=2, seed=seed)
+    prior = network((), output_dim=2)  # k = 6 < 18 = n c
+    z = prior.sample_parameters(generator=rnd.generator_from(seed))
+    groups = torch.tensor([0, 0, 0, 0, 1, 1])
+    likelihood, other = likelihoods.Gaussian(noise=0.3), likelihoods.Gaussian(noise=0.2)
+    change = torch.tensor([0.3, -0.4], dtype=DOUBLE)
+    model = LocalModel("test", Target(prior, likelihood, X, Y), z, groups=groups)
+    over_weights = model.evidence(other, z[:0], change)
+    A = torch.cat([X, torch.ones_like(X[:, :1])], -1)
+    scales = prior.weight_prior.scales(prior.network.layout, X)[[0, 1, 4]] * change.exp()[[0, 0, 1]]
+    law = torch.distributions.MultivariateNormal(
+        torch.zeros(9, dtype=DOUBLE), A @ torch.diag(scales**2) @ A.mT + 0.04 * torch.eye(9, dtype=DOUBLE)
+    )
+    exact = law.log_prob(Y.mT).sum()
+    torch.testing.assert_close(over_weights, exact, rtol=0, atol=1e-9)
+    few = LocalModel("test", Target(prior, likelihood, X[:2], Y[:2]), z, groups=groups)  # n c = 4 < 6 = k
+    small = torch.distributions.MultivariateNormal(
+        torch.zeros(2, dtype=DOUBLE), A[:2] @ torch.diag(scales**2) @ A[:2].mT + 0.04 * torch.eye(2, dtype=DOUBLE)
+    )
+    torch.testing.assert_close(few.evidence(other, z[:0], change), small.log_prob(Y[:2].mT).sum(), rtol=0, atol=1e-9)

@@ -1,0 +1,132 @@
+"""Asking and telling."""
+
+from __future__ import annotations
+
+import csv
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from probnn.errors import ConvergenceError, DomainError
+from probnn.optimization import BayesianOptimization, Integer, Real, Space
+from probnn.optimization.trials import best_so_far, write_csv
+
+SPACE = Space(x=Real(-1.0, 1.0), n=Integer(1, 6), rate=Real(1e-3, 1.0, log=True))
+
+
+def bowl(x: float, n: int, rate: float) -> float:
+    return -((x - 0.3) ** 2) - 0.05 * (n - 4) ** 2 - 0.1 * (math.log10(rate) + 1) ** 2
+
+
+def test_a_model_beats_random_search_on_a_bowl() -> None:
+    before = torch.random.get_rng_state()
+    bo = BayesianOptimization(SPACE, maximize="score", surrogate="gp", seed=0).run(bowl, 16)
+    assert torch.equal(before, torch.random.get_rng_state())
+    random = BayesianOptimization(SPACE, maximize="score", surrogate="random", seed=0).run(bowl, 16)
+    assert bo.best_measured.value > max(-0.05, random.best_measured.value)
+    assert [t.source for t in bo.trials] == ["initial"] * 5 + ["model"] * 11
+    assert {t.source for t in random.trials} == {"random"}
+    settings = [tuple(t.parameters.values()) for t in bo.trials]
+    assert len(set(settings)) == len(settings)
+    assert all(-1 <= t["x"] <= 1 and isinstance(t["n"], int) and 1 <= t["n"] <= 6 for t in bo.trials)
+    assert bo.best_predicted.status == "complete"
+
+
+def test_minimising_is_maximising_the_negative() -> None:
+    up = BayesianOptimization(SPACE, maximize="score", surrogate="gp", seed=1).run(bowl, 8)
+    down = BayesianOptimization(SPACE, minimize="loss", surrogate="gp", seed=1).run(lambda **p: -bowl(**p), 8)
+    assert [t.parameters for t in up.trials] == [t.parameters for t in down.trials]
+    assert down.best_measured.value == -up.best_measured.value
+    assert down.best_values() == [-v for v in up.best_values()]
+
+
+def test_pending_trials_are_not_suggested_again() -> None:
+    bo = BayesianOptimization(SPACE, maximize="score", surrogate="gp", seed=0).run(bowl, 6)
+    trials = bo.ask(3)
+    assert len({tuple(t.parameters.values()) for t in trials}) == 3
+    assert all(t.status == "pending" and t.source == "model" for t in trials)
+    X = torch.stack([SPACE.encode(t.parameters) for t in trials])
+    assert torch.pdist(X).min() > 0.01
+
+
+def test_a_failing_objective_is_recorded_and_the_loop_goes_on() -> None:
+    def fragile(x: float, n: int, rate: float) -> float:
+        if n == 3:
+            raise RuntimeError("the oven is off")
+        return float("nan") if x > 0.7 else bowl(x, n, rate)
+
+    bo = BayesianOptimization(SPACE, maximize="score", surrogate="gp", seed=0).run(fragile, 12)
+    assert len(bo.trials) == 12
+    failed = [t for t in bo.trials if t.status == "failed"]
+    assert failed and all(t.value is None for t in failed)
+    assert any("the oven is off" in t.note or "nan" in t.note for t in failed)
+
+
+def test_five_failures_in_a_row_stop_the_loop() -> None:
+    def broken(**parameters: float) -> float:
+        raise ValueError("no data")
+
+    bo = BayesianOptimization(SPACE, maximize="score", surrogate="gp")
+    with pytest.raises(ConvergenceError, match="5 evaluations failed in a row.*ValueError: no data") as caught:
+        bo.run(broken, 20)
+    assert caught.value.partial is bo and len(bo.trials) == 5
+    bo.run(bowl, 3)
+    assert len(bo.complete) == 3
+
+
+def test_a_space_with_fewer_settings_than_evaluations() -> None:
+    bo = BayesianOptimization(Space(n=Integer(1, 3)), maximize="y", surrogate="gp", num_initial=2)
+    bo.run(lambda n: float(n), 6)
+    assert bo.best_measured["n"] == 3 and {t["n"] for t in bo.trials} == {1, 2, 3}
+
+
+@pytest.mark.parametrize("seed_", [0, 1])
+def test_the_same_seed_gives_the_same_suggestions(seed_: int) -> None:
+    runs = [BayesianOptimization(SPACE, maximize="score", surrogate="gp", seed=seed_).run(bowl, 7) for _ in range(2)]
+    assert [t.parameters for t in runs[0].trials] == [t.parameters for t in runs[1].trials]
+
+
+def test_bad_input() -> None:
+    with pytest.raises(DomainError, match="one target"):
+        BayesianOptimization(SPACE)
+    with pytest.raises(DomainError, match="one target"):
+        BayesianOptimization(SPACE, maximize="a", minimize="b")
+    with pytest.raises(DomainError, match="not a parameter"):
+        BayesianOptimization(SPACE, maximize="x")
+    with pytest.raises(DomainError, match="no_such"):
+        BayesianOptimization(SPACE, maximize="y", surrogate="no_such")
+    with pytest.raises(DomainError, match="Space"):
+        BayesianOptimization({"x": (0, 1)}, maximize="y")  # type: ignore[arg-type]
+    bo = BayesianOptimization(SPACE, maximize="y", surrogate="random")
+    with pytest.raises(DomainError, match="no trial is complete"):
+        bo.best_measured  # noqa: B018
+    [trial] = bo.ask()
+    for value in (math.nan, math.inf, "3", None, True):
+        with pytest.raises(DomainError, match="finite number"):
+            bo.tell(trial, value)  # type: ignore[arg-type]
+    assert trial.status == "pending"
+    with pytest.raises(DomainError, match="status"):
+        bo.tell(trial, 1.0, status="done")
+    with pytest.raises(DomainError, match="has no value"):
+        bo.tell(trial, 1.0, status="failed")
+    bo.tell(trial, 1)
+    with pytest.raises(DomainError, match="complete already"):
+        bo.tell(trial, 2.0)
+    with pytest.raises(DomainError, match="one that ask gave"):
+        bo.tell(BayesianOptimization(SPACE, maximize="y", surrogate="random").ask()[0], 1.0)
+    with pytest.raises(DomainError, match="num_trials"):
+        bo.ask(0)
+
+
+def test_tables(tmp_path: Path) -> None:
+    bo = BayesianOptimization(SPACE, maximize="score", surrogate="random").run(bowl, 3)
+    write_csv(bo.trials, "score", tmp_path / "trials.csv", surrogate="random")
+    with open(tmp_path / "trials.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0])[:6] == ["surrogate", "trial", "status", "x", "n", "rate"]
+    assert [float(r["score"]) for r in rows] == [t.value for t in bo.trials]
+    nan = float("nan")
+    assert str(best_so_far([None, 2.0, 1.0, None, 3.0], True)) == str([nan, 2.0, 2.0, 2.0, 3.0])
+    assert best_so_far([2.0, 1.0, 3.0], False) == [2.0, 1.0, 1.0]
