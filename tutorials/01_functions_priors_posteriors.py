@@ -56,12 +56,12 @@ network = probnn.MLP(input_dim=2, hidden=(50, 50), activation="tanh")
 unit = probnn.BayesianNetwork(network, probnn.priors.NormalWeights(weight_scale=1.0, bias_scale=1.0, scaling="fan_in"))
 
 f = unit.sample_functions((8,), generator=seeded(0))
-f
+print(f)
 
 # %% [markdown]
 # `f` holds eight functions. They can be asked anywhere, as often as one likes and in any order, and are always the
-# same ones; they are differentiable in their inputs. `sample` gives values of functions instead, which is cheaper if
-# the points are known, and `sample_tasks` an *independent* function for each element of a batch.
+# same ones; they are differentiable in their inputs. `sample` gives values of functions instead, which is cheaper
+# if the points are known, and `sample_tasks` an *independent* function for each element of a batch.
 
 # %%
 X = torch.rand(3, 100, 2, generator=seeded(1))  # a batch of 3 sets of 100 points
@@ -82,13 +82,13 @@ for name, value in shapes.items():
     print(f"{name:<16} {tuple(value.shape)}")
 
 # %% [markdown]
-# `predict` is the predictive distribution as a BoTorch posterior. It is deterministic: in closed form where there is
-# one, and else a mixture over fixed draws.
+# `predict` is the predictive distribution as a BoTorch posterior. It is deterministic: in closed form where there
+# is one, and else a mixture over fixed draws.
 #
 # ## What does a prior say?
 #
-# Nobody has opinions about weights. The weights above have the textbook's prior,
-# $w \sim N(0, 1/n_\text{in})$ and $b \sim N(0, 1)$, and the functions it means on a unit box are these.
+# Nobody has opinions about weights. The weights above have the textbook's prior, $w \sim N(0, 1/n_\text{in})$ and
+# $b \sim N(0, 1)$, and the functions it means on a unit box are these.
 
 # %%
 d = 2
@@ -121,12 +121,12 @@ plt.show()
 # `probnn.diagnostics.function_statistics` draws functions $f_s$ from a prior and reports, among others,
 #
 # - the **offset**: the standard deviation, over functions, of a function's mean over the box;
-# - the **sd along an axis**: the standard deviation of $t \mapsto f_s(c_1, \dots, t, \dots, c_d)$, $c$ the centre of the
-#   box and $t$ running through one side of it, as a mean over axes and functions;
+# - the **sd along an axis**: the standard deviation of $t \mapsto f_s(c_1, \dots, t, \dots, c_d)$, $c$ the centre
+#   of the box and $t$ running through one side of it, as a mean over axes and functions;
 # - the **turns**: how often such a line changes between rising and falling, as a mean likewise.
 #
-# Outcomes are standardised before a surrogate is fitted, so a good prior has a total standard deviation near 1, most of
-# it *within* functions, and a few turns in whatever dimension.
+# Outcomes are standardised before a surrogate is fitted, so a good prior has a total standard deviation near 1,
+# most of it *within* functions, and a few turns in whatever dimension.
 
 # %%
 dimensions = (1, 2, 6, 20)
@@ -168,31 +168,31 @@ plt.show()
 # %% [markdown]
 # ### Why a network is flat, and what the default does about it
 #
-# A unit of the first layer sees $a(x) = w^\top x + b$ with $w_j \sim N(0, \sigma_w^2 / d)$ and $b \sim N(0, \sigma_b^2)$.
-# Along one axis only one of $d$ weights moves, so $a$ varies by about $\sigma_w / \sqrt d$ while its bias varies by
-# $\sigma_b$: with both scales 1 the unit does not get out of the straight part of $\tanh$, and what it has in common
-# for all $x$ is larger than what it has not. The next layers repeat that, and the last bias adds an offset of 1. The
-# default differs in four things:
+# A unit of the first layer sees $a(x) = w^\top x + b$ with $w_j \sim N(0, \sigma_w^2 / d)$ and
+# $b \sim N(0, \sigma_b^2)$. Along one axis only one of $d$ weights moves, so $a$ varies by about
+# $\sigma_w / \sqrt d$ while its bias varies by $\sigma_b$: with both scales 1 the unit does not get out of the
+# straight part of $\tanh$, and what it has in common for all $x$ is larger than what it has not. The next layers
+# repeat that, and the last bias adds an offset of 1. The default differs in four things:
 #
-# - **Inputs on $[-1, 1]$.** Weights act around the origin: the unit turns over on the hyperplane $w^\top x = -b$, at a
-#   distance $|b| / \|w\|$ from it. If the origin is the centre of the box, those planes cross the box, and the prior is
-#   symmetric in every input. With $[0, 1]^d$ they crowd around one corner, and the box is half as wide.
+# - **Inputs on $[-1, 1]$.** Weights act around the origin: the unit turns over on the hyperplane $w^\top x = -b$,
+#   at a distance $|b| / \|w\|$ from it. If the origin is the centre of the box, those planes cross the box, and the
+#   prior is symmetric in every input. With $[0, 1]^d$ they crowd around one corner, and the box is half as wide.
 # - **A scale for each layer.** The first weights set how fast units turn over, so the length scale, and the first
 #   biases where they do: large ones spread the turning points over the box. The last weights set the amplitude. The
 #   last bias is the offset: small, because outcomes are standardised.
-# - **Random scales.** No single length scale suits every problem. In `HierarchicalWeights` each block's scale is random,
-#   every drawn function has scales of its own, and inference finds them along with the weights; this is the oldest
-#   trick of the trade (MacKay 1992; Neal 1996).
+# - **Random scales.** No single length scale suits every problem. In `HierarchicalWeights` each block's scale is
+#   random, every drawn function has scales of its own, and inference finds them along with the weights; this is the
+#   oldest trick of the trade (MacKay 1992; Neal 1996).
 # - **Width drops out.** Fan-in scaling keeps all this as the network widens, and in the limit the network becomes a
 #   Gaussian process (Neal 1996; Lee et al. 2018, arXiv 1711.00165; Matthews et al. 2018, arXiv 1804.11271).
 #
-# The Gaussian process has no such trouble, because its kernel is written about functions in the first place; BoTorch's
-# default grows its length scale with $\sqrt d$ (Hvarfner, Hellsten and Nardi 2024, arXiv 2402.02229).
+# The Gaussian process has no such trouble, because its kernel is written about functions in the first place;
+# BoTorch's default grows its length scale with $\sqrt d$ (Hvarfner, Hellsten and Nardi 2024, arXiv 2402.02229).
 #
 # ### What a flat prior does
 #
-# Here is a function of six inputs, standardised and measured with noise 0.1. Both networks infer the noise. Where all
-# prior functions are flat, the only way to explain the data is to call them noise.
+# Here is a function of six inputs, standardised and measured with noise 0.1. Both networks infer the noise. Where
+# all prior functions are flat, the only way to explain the data is to call them noise.
 
 # %%
 d, n = 6, 60
@@ -227,13 +227,14 @@ for name, (prior, A, A_test) in settings.items():
 # One input, two clusters of points with a gap between them, noise 0.1. A method of inference is an object with
 # settings and one verb, `fit(prior, likelihood, X, Y) -> posterior`; so swapping it is one line.
 #
-# | method | what it gives | exact in the limit of |
+# | method | what it gives | source |
 # |---|---|---|
-# | `HMC` | draws of weights and noise (Duane et al. 1987; Neal 2011, arXiv 1206.1901) | many draws |
-# | `Laplace` | a Gaussian at the mode of the weights, predictions linearised (MacKay 1992; Immer et al. 2021, arXiv 2008.08400) | much data |
-# | `DeepEnsemble` | modes from several starts (Lakshminarayanan et al. 2017, arXiv 1612.01474) | nothing |
-# | `MeanFieldVI` | the nearest Gaussian with independent weights, in KL divergence (Blundell et al. 2015, arXiv 1505.05424) | nothing |
-# | `Exact` | a Gaussian process in closed form, hyper-parameters by MAP (Rasmussen and Williams 2006) | always, given those |
+# | `HMC` | draws of weights and noise, exact for many draws | Duane et al. 1987; Neal 2011, arXiv 1206.1901 |
+# | `Laplace` | a Gaussian at the mode, predictions linearised | MacKay 1992; Immer et al. 2021, arXiv 2008.08400 |
+# | `DeepEnsemble` | modes from several starts | Lakshminarayanan et al. 2017, arXiv 1612.01474 |
+# | `MeanFieldVI` | the KL-nearest Gaussian with independent weights | Blundell et al. 2015, arXiv 1505.05424 |
+# | `Exact` | a GP in closed form, its hyper-parameters by MAP | Rasmussen and Williams 2006 |
+
 
 # %%
 def truth(x):
@@ -271,9 +272,9 @@ for ax, (name, process) in zip(axes.ravel(), panels.items(), strict=True):
 plt.show()
 
 # %% [markdown]
-# Black dashes are the truth; bands are central 90 % intervals of $f$. All five agree where there are data. In the gap
-# they do not, and that is where a method is to be judged: HMC is the reference, because its only error is that of a
-# finite number of draws. Numbers for the middle of the gap and for the data, with the noise each found:
+# Black dashes are the truth; bands are central 90 % intervals of $f$. All five agree where there are data. In the
+# gap they do not, and that is where a method is to be judged: HMC is the reference, because its only error is that
+# of a finite number of draws. Numbers for the middle of the gap and for the data, with the noise each found:
 
 # %%
 gap, at_data = torch.tensor([[-0.05]]), X[::4]
@@ -285,9 +286,9 @@ for name, post in posteriors.items():
     print(f"{name:<14}{sd[name][0]:>14.2f}{sd[name][1]:>12.3f}{total.mean().sqrt():>8.3f}{post.info.seconds:>9.1f}")
 
 # %% [markdown]
-# `post.info` tells what happened: seconds, acceptance, divergences, log evidence, warnings. For HMC the first question
-# is whether the chains agree on the *function* (the [next tutorial](02_hmc_and_its_diagnostics.py) is about nothing
-# else):
+# `post.info` tells what happened: seconds, acceptance, divergences, log evidence, warnings. For HMC the first
+# question is whether the chains agree on the *function* (the [next tutorial](02_hmc_and_its_diagnostics.py) is
+# about nothing else):
 
 # %%
 post = posteriors["HMC"]
@@ -299,8 +300,8 @@ print(f"log evidence, GP:                {posteriors['Exact (GP)'].info.log_evid
 # %% [markdown]
 # ## A posterior is again a prior
 #
-# Every one of those is a distribution over functions, so it can be asked, conditioned, saved and used as a prior, as
-# far as its verbs reach. A **Gaussian process** is conditioned exactly, so data may come in pieces.
+# Every one of those is a distribution over functions, so it can be asked, conditioned, saved and used as a prior,
+# as far as its verbs reach. A **Gaussian process** is conditioned exactly, so data may come in pieces.
 
 # %%
 gp_posterior = posteriors["Exact (GP)"]
@@ -313,8 +314,8 @@ print(f"largest difference of the means: {difference:.1e}")
 
 # %% [markdown]
 # **Draws** are conditioned by weighting them with the likelihood of what is new. That is exact for infinitely many
-# draws and honest for few new points: the effective sample size of the weights (Kish 1965),
-# $1 / \sum_s w_s^2$, says how much is left, and below ten a `DegenerateWeightsWarning` says to fit again.
+# draws and honest for few new points: the effective sample size of the weights (Kish 1965), $1 / \sum_s w_s^2$,
+# says how much is left, and below ten a `DegenerateWeightsWarning` says to fit again.
 
 # %%
 with warnings.catch_warnings():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -20,11 +20,11 @@ from ..process.base import moved
 from . import start
 from .adaptation import Tuning, Warmup
 from .base import FitInfo, InferenceMethod, Session
-from .integrator import State, Transition, ValueAndGrad, initial_state, transition
+from .integrator import State, Transition, initial_state, transition
 from .target import Target
 
 _CONVERGED, _UNMIXED = 1.05, 1.2  # R-hat of function values below which draws are good, above which they are bad
-_DIVERGENT = 0.01  # share of diverged trajectories from which a posterior is suspect
+_DIVERGENT = 0.05  # share of diverged trajectories from which a posterior is suspect
 _FIRST_TRAJECTORY = 1.5  # a quarter of a period of a normal coordinate of scale one
 _POINTS = 50  # training inputs at which convergence is judged
 
@@ -52,7 +52,7 @@ class HMC(InferenceMethod):
     ``"warmup_num_leapfrog"``. `info.converged` says whether the rank-normalised split R-hat of the
     function at (up to 50) training inputs is below 1.05; with fewer than four draws a chain it is
     None. Above 1.2 a ConvergenceWarning is given, if chains have 20 draws or more: shorter ones
-    cannot tell. More than one diverged trajectory in a hundred gives a DivergenceWarning.
+    cannot tell. More than one diverged trajectory in twenty gives a DivergenceWarning.
 
     A `callback` that returns True during warm-up ends the warm-up; during sampling it ends the
     sampling, and the draws so far are the posterior.
@@ -91,8 +91,10 @@ class HMC(InferenceMethod):
 
     prefers_double: ClassVar[bool] = True
     references: ClassVar[tuple[str, ...]] = (
-        "S. Duane, A. D. Kennedy, B. J. Pendleton, D. Roweth (1987). Hybrid Monte Carlo. Physics Letters B 195(2), 216-222.",
-        "R. M. Neal (2011). MCMC using Hamiltonian dynamics. Handbook of Markov Chain Monte Carlo, ch. 5. arXiv:1206.1901.",
+        "S. Duane, A. D. Kennedy, B. J. Pendleton, D. Roweth (1987). Hybrid Monte Carlo. Physics Letters B 195(2), "
+        "216-222.",
+        "R. M. Neal (2011). MCMC using Hamiltonian dynamics. Handbook of Markov Chain Monte Carlo, ch. 5. "
+        "arXiv:1206.1901.",
         "M. D. Hoffman, A. Gelman (2014). The No-U-Turn Sampler: adaptively setting path lengths in Hamiltonian "
         "Monte Carlo. JMLR 15, 1593-1623. arXiv:1111.4246.",
         "M. D. Hoffman, A. Radul, P. Sountsov (2021). An adaptive-MCMC scheme for setting trajectory lengths in "
@@ -235,7 +237,7 @@ class _Watch:
 
     def __call__(self, state: State, told: Transition) -> bool:
         self.step += 1
-        self._bar.update(accept=told.acceptance)
+        self._bar.update(accept=f"{told.acceptance.mean().item():.2f}")
         return self._session.stop(self.step, self._total, State(*(part.squeeze(0) for part in state)))
 
 
@@ -287,10 +289,10 @@ class _Chains:
         history = []
         for index in range(1, length + 1):
             tuning = warmup.tuning
-            num_steps = tuning.num_steps(index, self.method.max_leapfrog)
+            step, num_steps = tuning.plan(index, self.method.max_leapfrog)
             before = state
-            state, told = transition(self.value_and_grad, before, tuning.scaled_step, num_steps, self.generator)
-            warmup = warmup.update(num_steps, before, state, told)
+            state, told = transition(self.value_and_grad, before, step, num_steps, self.generator)
+            warmup = warmup.update(step, num_steps, before, state, told)
             history.append((told.acceptance.mean(), tuning.step.log().mean().exp(), tuning.trajectory, num_steps))
             if watch(state, told):
                 break
@@ -303,8 +305,8 @@ class _Chains:
         draws, num_leapfrog = [], []
         trace: dict[str, list[Tensor]] = {name: [] for name in ("energy", "log_prob", "acceptance", "divergent")}
         for index in range(1, self.method.num_samples + 1):
-            num_steps = tuning.num_steps(index, self.method.max_leapfrog)
-            state, told = transition(self.value_and_grad, state, tuning.scaled_step, num_steps, self.generator)
+            step, num_steps = tuning.plan(index, self.method.max_leapfrog)
+            state, told = transition(self.value_and_grad, state, step, num_steps, self.generator)
             draws.append(state.z)
             num_leapfrog.append(num_steps)
             for name, value in zip(trace, (told.energy, state.log_prob, told.acceptance, told.divergent), strict=True):
@@ -324,9 +326,10 @@ class _Chains:
         state = initial_state(self.value_and_grad, z)
         bad = ~(torch.isfinite(state.log_prob) & torch.isfinite(state.grad).all(-1))
         if bad.any():
+            chains = bad.nonzero()[:, -1].unique().tolist()
             raise ConvergenceError(
-                f"HMC: the log density or its gradient is not finite at the start of chains {bad.nonzero()[:, -1].unique().tolist()}; "
-                "look for outcomes that the likelihood gives no mass, for extreme values in X, or for a prior that overflows"
+                f"HMC: the log density or its gradient is not finite at the start of chains {chains}; look for "
+                "outcomes that the likelihood gives no mass, extreme values in X, or a prior that overflows"
             )
         return state
 

@@ -94,19 +94,19 @@ def refine(
     tolerance: float,
     memory: int = 25,
 ) -> tuple[Tensor, int, bool]:
-    r"""Climb from one point to the top by L-BFGS on a changing metric (Nocedal and Wright 2006, chapter 7).
+    r"""Climb from one point to the top by L-BFGS in a changing metric (Nocedal and Wright 2006, chapter 7).
 
-    The initial inverse Hessian of the recursion is the metric H at a recent point, so with a
-    Gauss-Newton metric the first step is a Gauss-Newton step, exact where the function is linear,
-    and the later ones learn the curvature it leaves out.
+    The recursion for the inverse Hessian starts from the metric at a recent point and learns from
+    the last steps what that leaves out.
 
     Args:
         value_and_grad: As in :func:`maximize`.
         z: The start, of length `size`.
         metric: Maps a point to the map from a gradient g to H g; zeros of H hold coordinates.
         steps: Largest number of steps.
-        tolerance: Converged once :math:`g^\top H g / 2`, what a Newton step would gain, is below this.
-        memory: Steps remembered, after which the metric is taken anew.
+        tolerance: Converged once :math:`g^\top B g / 2`, what a quasi-Newton step with the inverse
+            Hessian B promises, is below this; ten steps are needed before B is believed.
+        memory: Steps remembered, and steps after which the metric is taken anew.
 
     Returns:
         The point, the gradients used, and whether the climb converged.
@@ -114,26 +114,24 @@ def refine(
     pairs: list[tuple[Tensor, Tensor]] = []
     (value, gradient), used, apply = value_and_grad(z), 1, metric(z)
     for step in range(steps + 1):
-        # At least one step; and the last word is that of a metric at the point itself.
-        while step and 0.5 * gradient @ apply(gradient) < tolerance:
-            if not pairs:
-                return z, used, True
-            pairs, apply = [], metric(z)
+        direction = _newton_direction(gradient, pairs, apply)
+        promise = 0.5 * gradient @ direction
+        if promise < tolerance * (1.0 if len(pairs) >= min(10, memory) else 1e-6):
+            return z, used, True
         if step == steps:
             break
-        if len(pairs) == memory:
-            pairs, apply = [], metric(z)
-        direction = _newton_direction(gradient, pairs, apply)
+        if step % memory == memory - 1:
+            apply = metric(z)
         found = None
         while found is None:
-            slope, length = (gradient @ direction).item(), 1.0
+            length = 1.0
             for _ in range(40):
                 moved = z + length * direction
                 new = value_and_grad(moved)
                 used += 1
                 # The slack is rounding: at the top no step is seen to gain.
                 slack = 16 * torch.finfo(z.dtype).eps * value.abs()
-                if new[0] >= value + 1e-4 * length * slope - slack and new[1].isfinite().all():
+                if new[0] >= value + 2e-4 * length * promise - slack and new[1].isfinite().all():
                     found = new
                     break
                 length /= 2
@@ -142,9 +140,10 @@ def refine(
             if found is None:
                 pairs, apply = [], metric(z)
                 direction = apply(gradient)
+                promise = 0.5 * gradient @ direction
         change, bend = moved - z, gradient - found[1]
         if change @ bend > 1e-8 * change.norm() * bend.norm():
-            pairs.append((change, bend))
+            pairs = [*pairs, (change, bend)][-memory:]
         z, value, gradient = moved, *found
     return z, used, False
 

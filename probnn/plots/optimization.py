@@ -34,10 +34,13 @@ def plot_progress(runs: Mapping[str, Any], *, ax: Axes | None = None) -> Axes:
     for i, (name, curve) in enumerate(curves.items()):
         regret = best - signs[name] * curve
         ax.step(range(1, len(regret) + 1), regret, where="post", label=name, color=COLORS[i % len(COLORS)], lw=1.8)
+    positive = [r for r in torch.cat([best - signs[n] * c for n, c in curves.items()]).tolist() if r > 0]
+    if positive:  # the last steps matter as much as the first: a log scale, on which zero is the bottom
+        ax.set_yscale("log", nonpositive="clip")
+        ax.set_ylim(bottom=min(positive) / 2)
     first = next(iter(runs.values()))
     ax.set_xlabel("evaluations")
     ax.set_ylabel(f"regret in {first.target}\n(distance to the best of all runs)")
-    ax.set_ylim(bottom=0)
     ax.legend(frameon=False)
     return ax
 
@@ -86,6 +89,9 @@ def plot_slices(bo: Any, *, prob: float = 0.9, num_points: int = 101, axes: Any 
         ax.plot([float(best[name])], [best.value], "*", color="#d1495b", ms=11, zorder=4)
         if getattr(parameter, "log", False):
             ax.set_xscale("log")
+            ticks = sorted({float(parameter.decode(u)) for u in (0.0, 1 / 3, 2 / 3, 1.0)})
+            ax.set_xticks(ticks, [f"{t:.2g}" if t < 1 else f"{t:.0f}" for t in ticks])
+            ax.minorticks_off()
         ax.set_xlabel(name)
         if j % 3 == 0:
             ax.set_ylabel(bo.target)

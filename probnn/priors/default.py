@@ -13,8 +13,8 @@ from .hierarchical import HierarchicalWeights
 from .weights import NormalWeights, WeightPrior, check_positive
 
 # Scales of the first, the middle and the last weights, and of the first and the middle biases: they give a total
-# standard deviation near 1 at every depth. Activations that are not bounded pass on variance, also that of the scales.
-_SIGMOID = (4.0, 2.0, 1.0, 2.0, 0.5)
+# standard deviation of about 1 at every depth. Unbounded activations pass on variance, also that of the scales.
+_SIGMOID = (4.0, 1.5, 1.25, 2.0, 0.5)
 _PERIODIC = (2.0, 1.5, 1.15, 1.0, 0.5)
 _UNBOUNDED = (4.0, 1.1, 0.35, 1.0, 0.25)
 _SCALES = {"tanh": _SIGMOID, "erf": _SIGMOID, "sin": _PERIODIC}
@@ -25,7 +25,47 @@ _LINEAR_WEIGHT, _LINEAR_BIAS, _LAST_BIAS = 1.2, 0.3, 0.1
 class BNNPrior:
     r"""A Bayesian network made for inputs in :math:`[-1, 1]^d` and standardised outcomes.
 
-    TODO
+    With scale one everywhere a network is a prior over nearly constant functions around a large
+    offset, and real signal is then explained as noise. The default scales were chosen by the
+    statistics of prior functions on the box (:func:`probnn.diagnostics.function_statistics`; two
+    hidden layers of 50, 2,000 functions, standard errors up to 0.03, of the turns 0.06):
+
+    ========== == ======== ============ ======= =====
+    prior      d  total sd within share axis sd turns
+    ========== == ======== ============ ======= =====
+    scale one  6  1.24     0.03         0.08    0.4
+    tanh       1  1.21     0.44         0.58    3.1
+    tanh       2  1.16     0.50         0.50    2.6
+    tanh       6  1.15     0.53         0.37    1.7
+    tanh       20 1.14     0.55         0.25    1.1
+    sin        1  1.02     0.49         0.56    3.8
+    sin        2  0.99     0.59         0.49    2.7
+    sin        6  1.00     0.63         0.36    1.5
+    sin        20 0.96     0.65         0.24    0.8
+    ========== == ======== ============ ======= =====
+
+    and by prediction: mean log density of a normal with the predictive mean and variance, and root
+    mean square error, at 300 new points of standardised functions without noise, averaged over four
+    Sobol designs (short runs of Hamiltonian Monte Carlo, R-hat up to 1.2: indicative, repetitions of one
+    prior differed by up to 0.1 in log density on Branin). The Gaussian process is BoTorch's SingleTaskGP:
+
+    ==================== =========== =========== =========== ================
+    function, n          scale one   tanh        sin         Gaussian process
+    ==================== =========== =========== =========== ================
+    Branin, 20           -1.24, 0.86 -0.11, 0.35 -0.06, 0.35 0.44, 0.24
+    Hartmann (d = 6), 50 -1.35, 0.92 -1.10, 0.75 -1.10, 0.72 -1.47, 0.77
+    Ackley (d = 5), 40   -1.35, 0.90 -1.20, 0.79 -1.16, 0.74 -1.65, 0.76
+    Levy (d = 4), 40     -1.37, 0.95 -1.23, 0.83 -1.21, 0.83 -1.70, 0.86
+    ==================== =========== =========== =========== ================
+
+    - Scales of the inputs do not depend on d: fan-in scaling keeps the total, and variation along
+      one axis falls as more inputs share it.
+    - Biases are half as large as the weights of the first layer. Smaller ones leave more variance
+      within the box, but tanh is odd: such functions are nearly odd about the centre, and predict worse.
+    - Random scales predict better than fixed ones (Branin with fixed scales: -0.49, 0.45). Half-Cauchy
+      scales did as well, but their chains mixed worse and no moment of their functions is finite.
+    - ``"sin"`` has even and odd parts alike and mixed better than tanh. Unbounded activations (relu, gelu,
+      silu) have scales for a total near 1 and were not compared by prediction.
 
     Args:
         hidden: Widths of the hidden layers.

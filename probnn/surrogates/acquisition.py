@@ -124,10 +124,10 @@ class ExpectedInformationGain(_Information):
         >>> import torch, probnn
         >>> net = probnn.MLP(input_dim=2, hidden=(8,))
         >>> prior = probnn.BayesianNetwork(net, probnn.priors.NormalWeights())
-        >>> X, Y = torch.zeros(0, 2), torch.zeros(0, 1)
+        >>> X, Y = torch.zeros(0, 2).double(), torch.zeros(0, 1).double()  # no data: draws of the prior
         >>> posterior = probnn.HMC().fit(prior, probnn.likelihoods.Gaussian(0.1), X, Y)
         >>> gain = ExpectedInformationGain(probnn.ProcessModel(posterior))
-        >>> bool(gain(torch.ones(1, 2)) > 0)
+        >>> bool(gain(torch.ones(1, 2).double()) > 0)
         True
     """
 
@@ -160,11 +160,11 @@ class MaxValueEntropy(_Information):
         >>> import torch, probnn
         >>> net = probnn.MLP(input_dim=2, hidden=(8,))
         >>> prior = probnn.BayesianNetwork(net, probnn.priors.NormalWeights())
-        >>> X, Y = torch.zeros(0, 2), torch.zeros(0, 1)
+        >>> X, Y = torch.zeros(0, 2).double(), torch.zeros(0, 1).double()  # no data: draws of the prior
         >>> posterior = probnn.HMC().fit(prior, probnn.likelihoods.Gaussian(0.1), X, Y)
-        >>> box = torch.rand(100, 2, generator=torch.Generator().manual_seed(0))
+        >>> box = torch.rand(100, 2, generator=torch.Generator().manual_seed(0)).double()
         >>> mes = MaxValueEntropy(probnn.ProcessModel(posterior), box)
-        >>> bool(mes(torch.ones(1, 2)) > 0)
+        >>> bool(mes(torch.ones(1, 2).double()) > 0)
         True
     """
 

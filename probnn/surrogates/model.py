@@ -153,7 +153,7 @@ class ProcessModel(Model):
         """
         inside = self._transformed("posterior", X)
         given = isinstance(observation_noise, Tensor)
-        if not given and not isinstance(observation_noise, bool):
+        if not isinstance(observation_noise, (bool, Tensor)):
             raise DomainError(
                 f"ProcessModel.posterior: observation_noise must be a bool or a tensor, got {observation_noise!r}"
             )
@@ -309,9 +309,8 @@ class ProcessModel(Model):
                 f"ProcessModel.construct_inputs: training_data must be a botorch SupervisedDataset, "
                 f"got a {type(training_data).__name__}"
             )
-        data = (training_data.X, training_data.Y, training_data.Yvar)
-        recipe = get_surrogate(surrogate)
-        model = recipe.fit(*data, bounds=bounds, seed=seed, init=init)
+        data, recipe = training_data, get_surrogate(surrogate)
+        model = recipe.fit(data.X, data.Y, data.Yvar, bounds=bounds, seed=seed, init=init)
         transforms = {name: getattr(model, name, None) for name in ("input_transform", "outcome_transform")}
         return {"process": model.source, "num_draws": recipe.num_draws, **transforms}
 
@@ -351,8 +350,8 @@ class ProcessModel(Model):
 
     def get_extra_state(self) -> dict[str, Any]:
         """The tensors of the process, for `state_dict`."""
-        state = _state.tensors_of(self.process, self.source)
-        return {"tensors": state, "salt": self._salt, "batch_shape": tuple(self._batch_shape)}
+        tensors = _state.tensors_of(self.process, self.source)
+        return {"tensors": tensors, "salt": self._salt, "batch_shape": tuple(self._batch_shape)}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Take over the tensors of a model of the same make, from `load_state_dict`."""
@@ -362,10 +361,8 @@ class ProcessModel(Model):
             source = _state.with_tensors(self.source, found, "source")
         taken = _state.tensors_of(process, source)
         if set(taken) != set(found):
-            raise DomainError(
-                "ProcessModel.load_state_dict: the state is of another model; it differs in "
-                f"{sorted(set(taken) ^ set(found))}"
-            )
+            odd = sorted(set(taken) ^ set(found))
+            raise DomainError(f"ProcessModel.load_state_dict: the state is of another model; it differs in {odd}")
         self.process, self.source = process, source
         self._salt, self._batch_shape = state["salt"], torch.Size(state["batch_shape"])
 

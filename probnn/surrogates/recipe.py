@@ -253,9 +253,13 @@ def available_surrogates() -> tuple[str, ...]:
 _NOISE = Gaussian(noise_median=math.exp(-2.5), noise_spread=0.5)
 # 256 draws; short trajectories and a short warm-up, because in a loop every fit starts from the one before.
 _HMC = HMC(num_chains=16, num_warmup=120, num_samples=16, max_leapfrog=32)
+# Approximations around a mode cannot weigh up scales against each other: with few data they switch the network off and
+# call everything noise. Their scales are fixed, and a Gaussian's noise is a tenth of the outcomes' spread.
+_FIXED = BNNPrior(scale_prior=None)
+_TENTH = Gaussian(noise=0.1)
 
 register_surrogate("gp", Surrogate(Inferred(GPPrior(), _NOISE, Exact()), input_transform=(0.0, 1.0)))
 register_surrogate("bnn-hmc", Surrogate(Inferred(BNNPrior(), _NOISE, _HMC)))
-register_surrogate("ensemble", Surrogate(Inferred(BNNPrior(), _NOISE, DeepEnsemble(size=32, anchored=True))))
-register_surrogate("laplace", Surrogate(Inferred(BNNPrior(), _NOISE, Laplace())))
-register_surrogate("vi", Surrogate(Inferred(BNNPrior(), _NOISE, MeanFieldVI())))
+register_surrogate("ensemble", Surrogate(Inferred(_FIXED, Gaussian(), DeepEnsemble(size=32, anchored=True))))
+register_surrogate("laplace", Surrogate(Inferred(_FIXED, _TENTH, Laplace())))
+register_surrogate("vi", Surrogate(Inferred(_FIXED, _TENTH, MeanFieldVI())))

@@ -106,7 +106,8 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 def quick(method: Any) -> Any:
     """The method of inference, doing little."""
-    few = {"num_chains": 4, "num_warmup": 20, "num_samples": 25, "start_steps": 20, "num_starts": 2, "steps": 30}
+    few = {"num_chains": 4, "num_warmup": 10, "num_samples": 10, "max_leapfrog": 8, "start_steps": 20, "steps": 30}
+    few |= {"num_starts": 1, "polish_steps": 3, "rounds": 2}
     return replace(method, **{name: value for name, value in few.items() if name in method.__dataclass_fields__})
 
 
@@ -133,7 +134,7 @@ def test_how_to_pages_run(page: Path, monkeypatch: pytest.MonkeyPatch, tmp_path:
     torch.manual_seed(0)
     names: dict[str, Any] = {}
     for block in [*code(DOCS / "how-to" / "index.md"), *code(page)]:
-        exec(block, names)
+        exec(block.replace("num_samples=500, warmup_steps=500", "num_samples=5, warmup_steps=5"), names)
 
 
 def test_the_index_lists_every_how_to() -> None:

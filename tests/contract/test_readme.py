@@ -20,7 +20,7 @@ EXAMPLE = re.search(r"^```python\n(.*?)^```", TEXT, flags=re.MULTILINE | re.DOTA
 
 def quick(surrogate: Any) -> Any:
     """The recipe with a short run of its method."""
-    method = replace(surrogate.build.method, num_chains=4, num_warmup=20, num_samples=5, start_steps=20)
+    method = replace(surrogate.build.method, num_chains=4, num_warmup=10, num_samples=5, max_leapfrog=8)
     return replace(surrogate, build=replace(surrogate.build, method=method))
 
 
@@ -34,7 +34,7 @@ def test_the_example_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsy
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     names: dict[str, Any] = {}
-    exec(EXAMPLE.replace(full, "num_chains=4, num_warmup=20, num_samples=5, start_steps=20"), names)
+    exec(EXAMPLE.replace(full, "num_chains=4, num_warmup=10, num_samples=5, max_leapfrog=8"), names)
 
     X_new, post = names["X_new"], names["post"]
     assert isinstance(post, probnn.EmpiricalProcess) and post.theta.shape[:2] == (4, 5)

@@ -31,6 +31,8 @@ from probnn.testing import check_surrogate
 from tests.surrogate_models import ALL, BOUNDS, DOUBLE, DRAWS, S, data, fitted, points, small
 from tests.surrogate_models import test_every_registered_surrogate_is_under_contract as test_registry  # noqa: F401
 
+# Small editions of HMC diverge here and there: not what is tested.
+pytestmark = pytest.mark.filterwarnings("ignore::probnn.errors.DivergenceWarning")
 plain_ei = pytest.mark.filterwarnings("ignore::botorch.exceptions.warnings.NumericsWarning")
 collapse = pytest.mark.filterwarnings("ignore::probnn.errors.DegenerateWeightsWarning")
 
@@ -134,7 +136,9 @@ def test_one_sample_is_one_function(name: str, seed: int) -> None:
     distance = (y.unsqueeze(1) - posterior.values).abs().amax((-1, -2))
     assert distance.amin(-1).max() == 0
     counts = distance.argmin(-1).bincount(minlength=S).double() / n
-    w = posterior.weights
+    # A Markov chain may repeat a draw: the weights of equal functions add up at the first of them.
+    equal = (posterior.values.unsqueeze(0) == posterior.values.unsqueeze(1)).flatten(2).all(-1)
+    w = torch.zeros(S, dtype=DOUBLE).index_add(0, equal.long().argmax(-1), posterior.weights)
     assert ((counts - w).abs() <= 5 * (w * (1 - w) / n).sqrt() + 1e-12).all()
 
 
@@ -192,11 +196,15 @@ def test_values_do_not_depend_on_the_batch(name: str) -> None:
 def test_seeds_and_the_global_stream(name: str) -> None:
     model, X = fitted(name), points(3, 2)
     best = model.posterior(X).mean.mean()
-    sampler = {seed: get_sampler(model.posterior(X), torch.Size([48]), seed=seed) for seed in (0, 1)}
+    samplers = [get_sampler(model.posterior(X), torch.Size([48]), seed=seed) for seed in range(8)]
     before = torch.random.get_rng_state()
-    values = [qLogExpectedImprovement(model, best, sampler=sampler[seed])(X) for seed in (0, 0, 1)]
+    values, again = (
+        torch.stack([qLogExpectedImprovement(model, best, sampler=sampler)(X) for sampler in samplers])
+        for _ in range(2)
+    )
     assert torch.equal(before, torch.random.get_rng_state())
-    assert torch.equal(values[0], values[1]) and not torch.equal(values[0], values[2])
+    # Systematic samples of two seeds may choose the same draws in another order, so not all need differ.
+    assert torch.equal(values, again) and len(values.unique(dim=0)) > 1
 
 
 ELSEWHERE = """

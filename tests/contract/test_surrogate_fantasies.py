@@ -11,7 +11,11 @@ from probnn.predictive import DrawsSampler
 from tests.surrogate_models import ALL, DOUBLE, DRAWS, data, fitted, points
 
 # Fantasies of few draws rest on few of them; what is said about that has its own tests.
-pytestmark = pytest.mark.filterwarnings("ignore::probnn.errors.DegenerateWeightsWarning")
+# Small editions of HMC diverge here and there.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::probnn.errors.DegenerateWeightsWarning"),
+    pytest.mark.filterwarnings("ignore::probnn.errors.DivergenceWarning"),
+]
 
 
 @pytest.mark.parametrize("m", [1, 2])

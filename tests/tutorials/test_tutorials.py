@@ -17,7 +17,9 @@ each = pytest.mark.parametrize("path", TUTORIALS, ids=lambda path: path.stem)
 def cells(path: Path) -> list[tuple[str, str]]:
     """The kind and the text of each cell of a script in percent format."""
     parts = re.split(r"^# %%(.*)$", path.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]
-    return [("text" if "[markdown]" in head else "code", body) for head, body in zip(parts[::2], parts[1::2], strict=True)]
+    return [
+        ("text" if "[markdown]" in head else "code", body) for head, body in zip(parts[::2], parts[1::2], strict=True)
+    ]
 
 
 def test_there_are_tutorials() -> None:
