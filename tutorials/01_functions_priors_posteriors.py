@@ -191,7 +191,8 @@ plt.show()
 #
 # ### What a flat prior does
 #
-# Here is a function of six inputs, standardised and measured with noise 0.1. Both networks infer the noise. Where
+# Here is a function of six inputs, standardised and measured with noise 0.1. Both networks infer the noise, by
+# Laplace's method, which is quick. Where
 # all prior functions are flat, the only way to explain the data is to call them noise.
 
 # %%
@@ -207,19 +208,19 @@ level, spread = signal(U).mean(), signal(U).std()
 Y = (signal(U) - level) / spread + 0.1 * torch.randn(n, 1, generator=seeded(6))
 F_test = (signal(U_test) - level) / spread
 
-one_layer = probnn.MLP(input_dim=d, hidden=(50,))  # quicker than two, and as flat
 settings = {
-    "scales 1, [0, 1]": (probnn.BayesianNetwork(one_layer, normal), U, U_test),
-    "BNNPrior, [-1, 1]": (probnn.priors.BNNPrior(hidden=(50,))(d, 1), 2 * U - 1, 2 * U_test - 1),
+    "scales 1, [0, 1]": (probnn.BayesianNetwork(networks[d], normal), U, U_test),
+    "BNNPrior, [-1, 1]": (probnn.priors.BNNPrior()(d, 1), 2 * U - 1, 2 * U_test - 1),
 }
-hmc = probnn.HMC(num_chains=8, num_warmup=20 if SMOKE else 100, num_samples=10 if SMOKE else 50)
+few = {"num_starts": 1, "steps": 50, "polish_steps": 5, "rounds": 2} if SMOKE else {}
+laplace = probnn.Laplace(**few)
 noise, error = {}, {}
 for name, (prior, A, A_test) in settings.items():
-    post = hmc.fit(prior, probnn.likelihoods.Gaussian(noise=None), A, Y, seed=0)
-    noise[name] = post.psi.exp().flatten()
-    error[name] = (post.predict(A_test).mean - F_test).square().mean().sqrt().item()
-    low, mid, high = noise[name].quantile(torch.tensor([0.05, 0.5, 0.95])).tolist()
-    print(f"{name:<18} noise {mid:.2f} ({low:.2f} to {high:.2f}), truth 0.10; error of the mean {error[name]:.2f}")
+    post = laplace.fit(prior, probnn.likelihoods.Gaussian(noise=None), A, Y, seed=0)
+    clean, noisy = post.predict(A_test), post.predict(A_test, observation_noise=True)
+    noise[name] = (noisy.variance - clean.variance).mean().sqrt().item()
+    error[name] = (clean.mean - F_test).square().mean().sqrt().item()
+    print(f"{name:<18} noise {noise[name]:.2f} (truth: 0.10), error of the mean {error[name]:.2f} (of 1)")
 
 # %% [markdown]
 # ## Five posteriors of one data set
@@ -231,7 +232,7 @@ for name, (prior, A, A_test) in settings.items():
 # |---|---|---|
 # | `HMC` | draws of weights and noise, exact for many draws | Duane et al. 1987; Neal 2011, arXiv 1206.1901 |
 # | `Laplace` | a Gaussian at the mode, predictions linearised | MacKay 1992; Immer et al. 2021, arXiv 2008.08400 |
-# | `DeepEnsemble` | modes from several starts | Lakshminarayanan et al. 2017, arXiv 1612.01474 |
+# | `DeepEnsemble` | modes, here anchored at prior draws | Lakshminarayanan et al. 2017; Pearce et al. 2020 |
 # | `MeanFieldVI` | the KL-nearest Gaussian with independent weights | Blundell et al. 2015, arXiv 1505.05424 |
 # | `Exact` | a GP in closed form, its hyper-parameters by MAP | Rasmussen and Williams 2006 |
 
@@ -251,10 +252,10 @@ kernel = gpytorch.kernels.ScaleKernel(gpytorch.kernels.RBFKernel())
 gp_prior = probnn.GaussianProcess(kernel, input_dim=1)
 likelihood = probnn.likelihoods.Gaussian(noise=None)
 methods = {
-    "HMC": probnn.HMC(num_chains=16, num_warmup=30 if SMOKE else 200, num_samples=10 if SMOKE else 100),
-    "Laplace": probnn.Laplace(steps=50 if SMOKE else 500),
-    "DeepEnsemble": probnn.DeepEnsemble(size=8, steps=100 if SMOKE else 2000),
-    "MeanFieldVI": probnn.MeanFieldVI(steps=100 if SMOKE else 2000),
+    "HMC": probnn.HMC(num_chains=16, num_warmup=20 if SMOKE else 200, num_samples=10 if SMOKE else 100),
+    "Laplace": laplace,
+    "DeepEnsemble": probnn.DeepEnsemble(size=16, anchored=True),
+    "MeanFieldVI": probnn.MeanFieldVI(steps=100 if SMOKE else 1000),
     "Exact (GP)": probnn.Exact(optimize=True),
 }
 posteriors = {}
@@ -272,9 +273,12 @@ for ax, (name, process) in zip(axes.ravel(), panels.items(), strict=True):
 plt.show()
 
 # %% [markdown]
-# Black dashes are the truth; bands are central 90 % intervals of $f$. All five agree where there are data. In the
-# gap they do not, and that is where a method is to be judged: HMC is the reference, because its only error is that
-# of a finite number of draws. Numbers for the middle of the gap and for the data, with the noise each found:
+# Black dashes are the truth; bands are central 90 % intervals of $f$. HMC is the reference, because its only error is
+# that of a finite number of draws. The others are to be judged in the gap: Laplace's Gaussian and the ensemble widen
+# less than HMC there. Mean-field VI has not learned the function at all. Every weight that has to be known costs
+# about a nat of its bound, 2,700 of them cost more than 24 points are worth, and so it keeps the prior and calls the
+# data noise (Coker et al. 2022, arXiv 2202.11670). It does better with narrow networks and many data. Numbers for the
+# middle of the gap and for the data:
 
 # %%
 gap, at_data = torch.tensor([[-0.05]]), X[::4]
@@ -330,7 +334,7 @@ print(f"effective draws: {post.ess:.0f} at first, {one.ess:.0f} after one new po
 # %%
 gaussian = posteriors["Laplace"]
 noise_level = probnn.likelihoods.Gaussian(noise=0.1)
-short = probnn.HMC(num_chains=8, num_warmup=20 if SMOKE else 100, num_samples=10 if SMOKE else 50)
+short = probnn.HMC(num_chains=8, num_warmup=10 if SMOKE else 100, num_samples=10 if SMOKE else 50)
 sequential = short.fit(gaussian, noise_level, new_X, new_Y, seed=0)
 
 fig, axes = plt.subplots(1, 3, figsize=(9, 2.8), sharey=True, layout="constrained")
@@ -383,11 +387,16 @@ for d in dimensions:
     assert old.axis_sd + 5 * old.standard_errors["axis_sd"] < new.axis_sd - 5 * new.standard_errors["axis_sd"]
     assert new.within_share > 0.25, "functions of the default prior vary"
 
-flat_noise, good_noise = noise.values()
-assert flat_noise.median() > 3 * good_noise.median(), "signal explained as noise"
-
-for name, (in_gap, near) in sd.items():
-    assert in_gap > near, f"{name} is less sure where there are no data"
+for name in ("HMC", "Laplace", "DeepEnsemble", "Exact (GP)"):
+    in_gap, near = sd[name]
+    assert in_gap > 1.5 * near, f"{name} is less sure where there are no data"
+if not SMOKE:
+    flat_noise, good_noise = noise.values()
+    assert flat_noise > 0.5 > 0.2 > good_noise, "a flat prior explains signal as noise"
+    assert error["BNNPrior, [-1, 1]"] < 0.5 * error["scales 1, [0, 1]"]
+    assert max(sd["Laplace"][0], sd["DeepEnsemble"][0]) < sd["HMC"][0], "approximations widen less in the gap"
+    assert sd["MeanFieldVI"][1] > 3 * sd["HMC"][1], "mean-field VI ignores the data"
+    assert worst < 1.05, "the chains agree on the function"
 assert difference < 1e-8, "conditioning a GP in pieces is conditioning it at once"
 assert both.ess < one.ess < post.ess
 assert torch.equal(loaded.predict(grid[:, None]).mean, post.predict(grid[:, None]).mean)

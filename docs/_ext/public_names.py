@@ -12,8 +12,6 @@ from functools import cache
 from types import ModuleType
 from typing import Any
 
-from sphinx.domains.python import PyObject
-
 import probnn
 
 
@@ -73,8 +71,4 @@ def setup(app: Any) -> dict[str, Any]:
     app.add_config_value("public_aliases", aliases(), "env", types=dict)
     app.connect("missing-reference", resolve)
     app.connect("autodoc-skip-member", skip)
-    # The attributes a docstring lists are names, not references to attributes of that name in other classes.
-    for field in PyObject.doc_field_types:
-        if field.name == "variable":
-            field.rolename = ""  # type: ignore[attr-defined]
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

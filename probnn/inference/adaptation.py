@@ -28,9 +28,6 @@ def van_der_corput(index: int) -> float:
     return value
 
 
-_SHARE = 0.5
-
-
 @dataclass(frozen=True)
 class Tuning:
     """What warm-up finds and sampling uses.
@@ -48,15 +45,12 @@ class Tuning:
     def plan(self, index: int, maximum: int) -> tuple[Tensor, int]:
         """Transition `index`: the step of every coordinate ``R x 1 x D``, and the number of leapfrog steps.
 
-        The length is u times the longest, u jittered over (0, 1); the step is smaller with it, by
-        the square root of u. Short trajectories with small steps cost little, and free a chain
-        from a region that is too stiff for the usual step.
+        The length is u times the longest, u jittered over (0, 1), so that no period of the
+        dynamics is met again and again.
         """
-        u = van_der_corput(index)
-        step = u**_SHARE * self.step
-        typical = step.log().mean().exp().item()
-        num_steps = min(maximum, max(1, math.ceil(u * self.trajectory / typical)))
-        return step[:, None, None] * self.inverse_mass.sqrt(), num_steps
+        typical = self.step.log().mean().exp().item()
+        num_steps = min(maximum, max(1, math.ceil(van_der_corput(index) * self.trajectory / typical)))
+        return self.step[:, None, None] * self.inverse_mass.sqrt(), num_steps
 
 
 @dataclass(frozen=True)
@@ -114,19 +108,24 @@ class Acceptance:
         return Acceptance(recent), acceptance.mean(-1) + harmonic - recent.mean(-1)
 
 
+_PRICE = 0.5  # of a longer trajectory, see below
+
+
 @dataclass(frozen=True)
 class TrajectoryLength:
-    r"""Longest trajectory T by the rate of the ChEES criterion (Hoffman, Radul and Sountsov 2021).
+    r"""Longest trajectory T by the ChEES criterion (Hoffman, Radul and Sountsov 2021).
 
     With whitened coordinates q centred at their running mean, trajectories of length
     :math:`t = uT`, u jittered over (0, 1), and :math:`\Delta = |q_t|^2 - |q_0|^2`, the criterion is
     :math:`C(T) = \tfrac14 E[\Delta^2]`, the expected squared jump of the squared radius. C alone
-    asks for the best draw whatever it costs; we ascend :math:`\log C - \log T`, the jump per
-    gradient, whose derivative is
+    asks for the best draw whatever it costs. We ascend :math:`\log C - \tfrac12 \log T`, with
 
-    .. math:: \frac{d\log C}{d\log T} - 1 = \frac{4\,E[\Delta\, t\, q_t^\top r_t]}{E[\Delta^2]} - 1
+    .. math:: \frac{d\log C}{d\log T} = \frac{4\,E[\Delta\, t\, q_t^\top r_t]}{E[\Delta^2]},
 
-    with the whitened momentum :math:`r_t = dq_t/dt` at the end. Expectations are over chains,
+    since gradients are paid for by the length. The full price, :math:`-\log T`, is too dear: the
+    squared radius turns over twice while a coordinate does once, and means of functions, measured,
+    mix best per gradient at about the length that half the price gives. Here
+    :math:`r_t = dq_t/dt` is the whitened momentum at the end; expectations are over chains,
     weighted by the acceptance, and faded over transitions; steps shrink as :math:`k^{-1/4}` and
     the answer is the mean of the iterates, weighted like theirs in the paper.
     """
@@ -153,7 +152,7 @@ class TrajectoryLength:
         k = self.count + 1
         fade = max(0.1, 1 / k)
         growth, spread = ((1 - fade) * a + fade * b for a, b in ((self.growth, growth), (self.spread, spread)))
-        step = 0.1 * k**-0.25 * (growth / spread - 1) if spread > 0 else 0.0
+        step = 0.1 * k**-0.25 * (growth / spread - _PRICE) if spread > 0 else 0.0
         log_length = self.log_length + min(0.1, max(-0.1, step))
         log_mean = self.log_mean + k**-0.5 * (log_length - self.log_mean)
         return TrajectoryLength(log_length, log_mean, growth, spread, k)
@@ -189,20 +188,6 @@ class Window:
     def inverse_mass(self, pool: Pool, present: Tensor) -> Tensor:
         """The pooled variances, drawn towards the present ones by the weight of ten draws."""
         return (pool(self.squares) + 10 * present) / (self.count + 10)
-
-
-_TOLERATED, _FLOOR = 0.15, 0.01
-
-
-def _shortfall(target: float, acceptance: Tensor) -> Tensor:
-    """How far the chains' acceptance ``R x C`` is below the target, of each replication.
-
-    The arithmetic mean is what the target speaks about. But it hides a chain in a narrow region that
-    accepts nothing while fifteen others accept everything, so the harmonic mean, which does not (it is
-    the statistic of Hoffman, Radul and Sountsov 2021), must not be more than .15 lower.
-    """
-    harmonic = 1 / (1 / acceptance.clamp_min(_FLOOR)).mean(-1)
-    return torch.maximum(target - acceptance.mean(-1), target - _TOLERATED - harmonic)
 
 
 # Where windows close and masses are renewed, as fractions of the warm-up: each has twice the draws
@@ -267,8 +252,9 @@ class Warmup:
             scale = self.inverse_mass.sqrt()
             time = num_steps * (step / scale)[:, 0, 0]
             trajectory = trajectory.update(time, scale, window.mean, before, told)
-        averaging = self.averaging.update(_shortfall(self.target_accept, told.acceptance))
-        new = replace(self, averaging=averaging, trajectory=trajectory, window=window, done=done)
+        acceptance, pooled = self.acceptance.update(told.acceptance)
+        averaging = self.averaging.update(self.target_accept - pooled)
+        new = replace(self, averaging=averaging, acceptance=acceptance, trajectory=trajectory, window=window, done=done)
         if done == opening:
             return replace(new, window=Window.open(after.z))
         return new._renewed(after.z) if done in [round(share * self.length) for share in _CLOSE] else new

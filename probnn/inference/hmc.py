@@ -38,7 +38,7 @@ class HMC(InferenceMethod):
 
     All chains advance in one batch with a common step size, trajectory length and diagonal mass.
     Warm-up adapts the step size by dual averaging of the chains' mean acceptance, the jittered
-    trajectory length by the rate of the ChEES criterion, and the masses by variances pooled over
+    trajectory length by the ChEES criterion, priced by its cost, and the masses by variances pooled over
     chains and exchangeable hidden units; see :mod:`probnn.inference.adaptation`. Chains begin at
     prior draws of theta that follow the gradient for a while, with psi at its prior median.
 

@@ -54,7 +54,7 @@ class MeanFieldVI(InferenceMethod):
 
     The bound is loose for wide networks: every weight that has to be known costs about a nat or more, and
     where that is more than the data are worth the optimum is the prior with an inferred noise that
-    explains all of Y (Coker et al. 2022, arXiv 2106.07052; measured with two layers of 50 units and
+    explains all of Y (Coker et al. 2022, arXiv 2202.11670; measured with two layers of 50 units and
     100 rows). Use narrow networks or many rows, or fix the noise, which keeps the function; `info` and
     the noise found tell. Variances are too small where weights are correlated.
 
@@ -101,7 +101,7 @@ class MeanFieldVI(InferenceMethod):
         "D. P. Kingma, T. Salimans, M. Welling (2015). Variational dropout and the local reparameterization trick. "
         "NeurIPS 28. arXiv:1506.02557.",
         "B. Coker, W. P. Bruinsma, D. R. Burt, W. Pan, F. Doshi-Velez (2022). Wide mean-field Bayesian neural networks "
-        "ignore the data. AISTATS, PMLR 151. arXiv:2106.07052.",
+        "ignore the data. AISTATS, PMLR 151. arXiv:2202.11670.",
     )
 
     def __post_init__(self) -> None:

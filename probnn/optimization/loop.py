@@ -20,6 +20,7 @@ from .space import Space
 from .trials import Trial, best_so_far
 
 MAX_FAILURES = 5
+REFRESH = 1.5  # a fit starts from the last one until there are this many times the data of the last fresh fit
 
 
 class BayesianOptimization:
@@ -82,6 +83,7 @@ class BayesianOptimization:
         self.trials: list[Trial] = []
         self.model: ProcessModel | None = None  # the last one fitted, in units where more is better
         self._fitted_on: int = 0
+        self._cold_at: int = 0  # trials at the last fit from scratch
 
     @property
     def complete(self) -> list[Trial]:
@@ -251,8 +253,11 @@ class BayesianOptimization:
             Yvar = None
             if all(s is not None for s in known):
                 Yvar = torch.tensor([[s**2] for s in known], dtype=torch.double)  # type: ignore[operator]
+            # Chains that explained few data as noise stay where they are when more come: begin anew at times.
+            init = self.model if len(done) < REFRESH * self._cold_at else None
+            self._cold_at = self._cold_at if init is not None else len(done)
             self.model = self.surrogate.fit(
-                self._points(done), Y, Yvar, bounds=self.space.bounds, seed=self.seed, init=self.model
+                self._points(done), Y, Yvar, bounds=self.space.bounds, seed=self.seed, init=init
             )
             self._fitted_on = len(done)
         return self.model

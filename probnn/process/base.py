@@ -50,7 +50,9 @@ class StochasticProcess(ABC):
         joint: ``"exact"``, ``"copula"``, ``"autoregressive"`` or ``"independent"``: how values at
             several points hang together. None: only marginals are known, and joint draws raise.
         models: ``"function"``, or ``"outcome"`` for a process of noisy outcomes.
-        prior, likelihood, info: Of a fitted process; None otherwise.
+        prior: The process before the data, of a fitted process; None otherwise.
+        likelihood: The law of the outcomes, of a fitted process; None otherwise.
+        info: What happened during the fit, of a fitted process; None otherwise.
     """
 
     joint: ClassVar[str | None] = "exact"

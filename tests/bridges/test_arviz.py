@@ -273,7 +273,6 @@ def test_summary(seed: int) -> None:
     assert arviz_summary(tree, var_names=["noise"]).index.tolist() == ["noise"]
 
 
-@pytest.mark.filterwarnings("ignore:Passing a dict or None as alias_mapping")  # ArviZ to matplotlib
 @pytest.mark.parametrize("plot", ["plot_trace", "plot_ppc", "plot_energy"])
 def test_plots(plot: str, seed: int) -> None:
     import matplotlib.pyplot as plt
