@@ -68,7 +68,7 @@ for module in sorted((ROOT / "probnn").rglob("*.py")):
 nb_execution_cache_path = str(HERE / "_build" / ".jupyter_cache" / library.hexdigest()[:16])
 
 # The notebooks run in a kernel of their own, which takes its settings from the environment.
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # their products are too small to share
 os.environ.setdefault("TQDM_DISABLE", "1")
 os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
 

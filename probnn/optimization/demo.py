@@ -133,6 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--evaluations", type=int, default=NUM_EVALUATIONS, help="evaluations a surrogate")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
+    torch.set_num_threads(1)  # products this small lose by sharing, and lose much on a busy machine
     result = run(options.out, num_evaluations=options.evaluations, seed=options.seed)
     report(result, options.out, sys.stdout)
     return 0
