@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from .. import random as rnd
 from .. import validation
-from ..errors import ConvergenceError, DomainError, UnsupportedError
+from ..errors import ConvergenceError, ConvergenceWarning, DivergenceWarning, DomainError, UnsupportedError
 from ..progress import Progress
 from ..surrogates import ProcessModel, Surrogate, get_surrogate
 from .acquisition import suggest
@@ -29,7 +30,8 @@ class BayesianOptimization:
     The first settings are a Sobol design, the others maximise the noisy expected improvement
     (qLogNEI: Ament et al., 2023, arXiv:2310.20708) of a surrogate fitted to all complete trials;
     pending trials count as such, and so do failed ones, so that the next suggestion
-    looks elsewhere. Each suggestion says where it comes from (`Trial.source`).
+    looks elsewhere. Each suggestion says where it comes from (`Trial.source`). What a sampler warned of
+    while fitting is kept in ``model.source.info.warnings`` and not repeated at every trial.
 
     Args:
         space: The parameters.
@@ -256,9 +258,13 @@ class BayesianOptimization:
             # Chains that explained few data as noise stay where they are when more come: begin anew at times.
             init = self.model if len(done) < REFRESH * self._cold_at else None
             self._cold_at = self._cold_at if init is not None else len(done)
-            self.model = self.surrogate.fit(
-                self._points(done), Y, Yvar, bounds=self.space.bounds, seed=self.seed, init=init
-            )
+            with warnings.catch_warnings():
+                # Chains of a loop are short on purpose; what they say of themselves is in model.source.info.
+                warnings.simplefilter("ignore", DivergenceWarning)
+                warnings.simplefilter("ignore", ConvergenceWarning)
+                self.model = self.surrogate.fit(
+                    self._points(done), Y, Yvar, bounds=self.space.bounds, seed=self.seed, init=init
+                )
             self._fitted_on = len(done)
         return self.model
 
