@@ -49,7 +49,7 @@ def main(path: Path) -> None:
         ax.set_ylabel("")
     best, low, high = x[improvement.argmax()].item(), -2.6, 2.6
     axes[2].fill_between(x, low, low + 1.1 * improvement / improvement.max(), color=RED, alpha=0.35, lw=0)
-    axes[2].plot([best, best], [low, 2.05], color=RED, lw=1, ls=":")
+    axes[2].plot([best, best], [low, 1.85], color=RED, lw=1, ls=":")
     axes[2].text(best, 2.2, "expected improvement:\ntry here next", color=RED, ha="center", va="center", size="small")
     titles = ("prior: functions before any data", "posterior, by HMC", "the posterior as a BoTorch model")
     for ax, title in zip(axes, titles, strict=True):

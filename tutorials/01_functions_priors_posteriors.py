@@ -104,7 +104,7 @@ def along_first_axis(ax, process, box, color, count=12):
     line[:, 0] = torch.linspace(*box[:, 0].tolist(), 201)
     functions = process.sample_functions((count,), generator=seeded(3))
     ax.plot(line[:, 0], functions(line)[..., 0].T, color=color, lw=1)
-    ax.set(xlabel="$x_1$", ylim=(-3.6, 3.6), xticks=torch.linspace(*box[:, 0].tolist(), 3))
+    ax.set(xlabel="$x_1$", ylim=(-4.6, 4.6), xticks=torch.linspace(*box[:, 0].tolist(), 3))
 
 
 fig, axes = plt.subplots(1, 3, figsize=(9, 2.9), sharey=True, layout="constrained")
@@ -247,12 +247,12 @@ X = torch.cat([torch.rand(12, 1, generator=g) * 0.55 - 1.0, torch.rand(12, 1, ge
 Y = truth(X) + 0.1 * torch.randn(X.shape, generator=g)
 grid = torch.linspace(-1.2, 1.2, 201)
 
-prior = probnn.priors.BNNPrior()(1, 1)
+prior = probnn.priors.BNNPrior(hidden=(50,), scale_prior=None)(1, 1)  # one layer and fixed scales: quick to sample
 kernel = gpytorch.kernels.ScaleKernel(gpytorch.kernels.RBFKernel())
 gp_prior = probnn.GaussianProcess(kernel, input_dim=1)
 likelihood = probnn.likelihoods.Gaussian(noise=None)
 methods = {
-    "HMC": probnn.HMC(num_chains=16, num_warmup=20 if SMOKE else 200, num_samples=10 if SMOKE else 100),
+    "HMC": probnn.HMC(num_chains=16, num_warmup=20 if SMOKE else 200, num_samples=10 if SMOKE else 200),
     "Laplace": laplace,
     "DeepEnsemble": probnn.DeepEnsemble(size=16, anchored=True),
     "MeanFieldVI": probnn.MeanFieldVI(steps=100 if SMOKE else 1000),
@@ -274,11 +274,11 @@ plt.show()
 
 # %% [markdown]
 # Black dashes are the truth; bands are central 90 % intervals of $f$. HMC is the reference, because its only error is
-# that of a finite number of draws. The others are to be judged in the gap: Laplace's Gaussian and the ensemble widen
-# less than HMC there. Mean-field VI has not learned the function at all. Every weight that has to be known costs
-# about a nat of its bound, 2,700 of them cost more than 24 points are worth, and so it keeps the prior and calls the
-# data noise (Coker et al. 2022, arXiv 2202.11670). It does better with narrow networks and many data. Numbers for the
-# middle of the gap and for the data:
+# that of a finite number of draws. Laplace's Gaussian and the ensemble come close at the data and differ in the gap,
+# one wider and one narrower. Mean-field VI has not learned the function at all: every weight that has to be known
+# costs about a nat of its bound, 150 of them cost more than 24 points are worth, and so it keeps the prior and calls
+# the data noise (Coker et al. 2022, arXiv 2202.11670). It does better with narrow networks and many data. Numbers for
+# the middle of the gap and for the data:
 
 # %%
 gap, at_data = torch.tensor([[-0.05]]), X[::4]
@@ -394,9 +394,10 @@ if not SMOKE:
     flat_noise, good_noise = noise.values()
     assert flat_noise > 0.5 > 0.2 > good_noise, "a flat prior explains signal as noise"
     assert error["BNNPrior, [-1, 1]"] < 0.5 * error["scales 1, [0, 1]"]
-    assert max(sd["Laplace"][0], sd["DeepEnsemble"][0]) < sd["HMC"][0], "approximations widen less in the gap"
+    for name in ("Laplace", "DeepEnsemble"):
+        assert 0.5 < sd[name][0] / sd["HMC"][0] < 2 and 0.8 < sd[name][1] / sd["HMC"][1] < 1.25, name
     assert sd["MeanFieldVI"][1] > 3 * sd["HMC"][1], "mean-field VI ignores the data"
-    assert worst < 1.05, "the chains agree on the function"
+    assert worst < 1.03, "the chains agree on the function"
 assert difference < 1e-8, "conditioning a GP in pieces is conditioning it at once"
 assert both.ess < one.ess < post.ess
 assert torch.equal(loaded.predict(grid[:, None]).mean, post.predict(grid[:, None]).mean)

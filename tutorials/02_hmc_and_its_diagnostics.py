@@ -215,17 +215,19 @@ plt.show()
 #
 # $$ \hat R_\nu = \sqrt{1 + B / W}. $$
 #
-# If each chain gives one draw, it is near $\sqrt{1 + 1/M}$ once the starting points are forgotten (Margossian et
-# al. 2022, arXiv 2110.13017). `init=` takes draws of any process with as many parameters and repeats them for as
-# many chains as there are; here those of a fit without warm-up, which are its starting points. A `callback` sees
-# every transition.
+# If each chain gives one draw, it is near $\sqrt{1 + 1/M}$ once the starting points are forgotten (Margossian et al.
+# 2022, arXiv 2110.13017). `init=` takes draws of any process with as many parameters and repeats them for as many
+# chains as there are: 8 draws of the prior make 8 super-chains of 8. A `callback` sees every transition, here from the
+# very first, before anything is adapted.
 
 # %%
 K, M, transitions = 8, 8, 10 if SMOKE else 60
-starts = probnn.HMC(num_chains=K, num_warmup=0, num_samples=1).fit(prior, likelihood, X, Y, seed=1)
 states = []
-many = replace(hmc, num_chains=K * M, num_warmup=4 * transitions, num_samples=1)  # a warm start runs a quarter of it
-many.fit(prior, likelihood, X, Y, init=starts, seed=2, callback=lambda step, total, state: states.append(state.z))
+many = replace(hmc, num_chains=K * M, num_warmup=transitions, num_samples=1)
+starts = prior.draws(K, seed=1)
+with warnings.catch_warnings():  # its one draw a chain tells HMC nothing
+    warnings.simplefilter("ignore", probnn.errors.DivergenceWarning)
+    many.fit(prior, likelihood, X, Y, init=starts, seed=2, callback=lambda step, total, state: states.append(state.z))
 
 theta = torch.stack(states, 1)[..., : prior.num_parameters]  # chains x transitions x parameters
 at_each = prior.apply(theta, X_test)[..., 0]
@@ -234,9 +236,9 @@ with warnings.catch_warnings():  # a super-chain none of whose chains has moved 
     nested = torch.stack([nested_rhat(at_each[:, i : i + 1], K).nanmean() for i in range(at_each.shape[1])])
 
 fig, ax = plt.subplots(figsize=(6.5, 2.9), layout="constrained")
-ax.plot(torch.arange(1, len(nested) + 1), nested, color=BLUE, marker="o", ms=3)
-ax.axhline((1 + 1 / M) ** 0.5, color="black", lw=1, ls=":", label="starting points forgotten")
-ax.set(xlabel="transition", ylabel="nested R-hat of $f$,\nmean over $x$")
+ax.semilogy(torch.arange(1, len(nested) + 1), nested - 1, color=BLUE, marker="o", ms=3)
+ax.axhline((1 + 1 / M) ** 0.5 - 1, color="black", lw=1, ls=":", label="starting points forgotten")
+ax.set(xlabel="transition", ylabel="nested R-hat of $f$, minus 1\n(mean over $x$)")
 ax.legend(frameon=False)
 plt.show()
 
@@ -384,12 +386,12 @@ assert wrong.p_value(bins) < 1e-3, "calibration finds a method that is too sure 
 assert right.p_value(bins) > 1e-3, "and lets HMC pass"
 assert refits["warm"].info.gradients < refits["cold"].info.gradients, "a warm start is cheaper"
 if not SMOKE:
-    assert nested[0] > nested[-1], "the starting points are being forgotten"
+    assert nested[0] > 1.5 > nested[-1], "starting points are forgotten"
     assert rhat(f).max() < 1.03 and ess(f).min() > 400, "16 chains of 300 draws suffice for the function"
     assert bfmi(energy).min() > 0.3
     assert info.divergences < 0.01 * energy.numel()
     assert of_function.max() < 1.05 < 1.3 < of_weights.max(), "R-hat of weights says nothing about the function"
-    assert (nested[-20:].mean() - (1 + 1 / M) ** 0.5).abs() < 0.03, "forgotten"
+    assert (nested[-20:].mean() - (1 + 1 / M) ** 0.5).abs() < 0.03, "and then nested R-hat is what it should be"
     means = [refits[name].predict(X_test).mean for name in ("cold", "warm")]
     errors = [mcse(refits[name].apply(refits[name].theta, X_test)[..., 0]) for name in ("cold", "warm")]
     z = (means[0] - means[1]).squeeze(-1) / (errors[0] ** 2 + errors[1] ** 2).sqrt()
