@@ -61,6 +61,7 @@ nb_execution_mode = "cache"
 nb_execution_timeout = 900
 nb_execution_raise_on_error = True
 nb_merge_streams = True
+nb_output_stderr = "warn"  # a tutorial that warns fails the build
 # What a tutorial shows depends on the library too: a change there makes a new cache, and so a new run.
 library = hashlib.sha256()
 for module in sorted((ROOT / "probnn").rglob("*.py")):
@@ -70,6 +71,8 @@ nb_execution_cache_path = str(HERE / "_build" / ".jupyter_cache" / library.hexdi
 # The notebooks run in a kernel of their own, which takes its settings from the environment.
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # their products are too small to share
 os.environ.setdefault("TQDM_DISABLE", "1")
+# Two announcements on import that say nothing about a tutorial: tqdm misses widgets, ArviZ speaks of its next version.
+os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found,ignore::FutureWarning:arviz"
 os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 # Copies of the scripts, and no others: Sphinx reads only what lies below this folder.
