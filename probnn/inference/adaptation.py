@@ -157,6 +157,11 @@ class TrajectoryLength:
         log_mean = self.log_mean + k**-0.5 * (log_length - self.log_mean)
         return TrajectoryLength(log_length, log_mean, growth, spread, k)
 
+    def within(self, longest: float) -> TrajectoryLength:
+        """At most `longest`: what cannot be run must not grow, or every trajectory would be the longest."""
+        bound = math.log(longest)
+        return replace(self, log_length=min(self.log_length, bound), log_mean=min(self.log_mean, bound))
+
     def rescale(self, log_factor: float) -> TrajectoryLength:
         """In other units, with the count begun anew."""
         return replace(self, log_length=self.log_mean + log_factor, log_mean=self.log_mean + log_factor, count=0)
@@ -202,6 +207,7 @@ class Warmup:
     Args:
         length: Number of transitions of the warm-up.
         target_accept: Acceptance to be reached.
+        max_leapfrog: Longest trajectory, in steps.
         pool: Averages variances over exchangeable coordinates.
         averaging, acceptance, trajectory, window: The parts.
         inverse_mass: The present ones.
@@ -210,6 +216,7 @@ class Warmup:
 
     length: int
     target_accept: float
+    max_leapfrog: int
     pool: Pool
     averaging: DualAveraging
     acceptance: Acceptance
@@ -219,11 +226,14 @@ class Warmup:
     done: int = 0
 
     @classmethod
-    def start(cls, length: int, target_accept: float, pool: Pool, tuning: Tuning, z: Tensor) -> Warmup:
+    def start(
+        cls, length: int, target_accept: float, max_leapfrog: int, pool: Pool, tuning: Tuning, z: Tensor
+    ) -> Warmup:
         """Adapt from `tuning` on, over `length` transitions."""
         return cls(
             length,
             target_accept,
+            max_leapfrog,
             pool,
             DualAveraging.start(tuning.step),
             Acceptance(torch.full_like(z[..., 0], target_accept)),
@@ -254,6 +264,7 @@ class Warmup:
             trajectory = trajectory.update(time, scale, window.mean, before, told)
         acceptance, pooled = self.acceptance.update(told.acceptance)
         averaging = self.averaging.update(self.target_accept - pooled)
+        trajectory = trajectory.within(self.max_leapfrog * averaging.log_mean.mean().exp().item())
         new = replace(self, averaging=averaging, acceptance=acceptance, trajectory=trajectory, window=window, done=done)
         if done == opening:
             return replace(new, window=Window.open(after.z))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
@@ -20,6 +19,7 @@ from ..process.base import moved
 from . import start
 from .adaptation import Tuning, Warmup
 from .base import FitInfo, InferenceMethod, Session
+from .collapsed import CollapsedTarget
 from .integrator import State, Transition, initial_state, transition
 from .target import Target
 
@@ -65,6 +65,9 @@ class HMC(InferenceMethod):
         max_leapfrog: Longest trajectory, in leapfrog steps.
         start_steps: Steps of the start's optimisation.
         chain_chunk: Chains whose activations are in memory at once; None: all.
+        collapse_last_layer: Integrate the last layer out and draw it exactly afterwards, for a
+            :class:`probnn.MLP` with normal (or hierarchical) weights and a Gaussian likelihood; the draws follow
+            the same posterior. Chains mix faster, and best so where the noise is small or inferred.
 
     Raises:
         DomainError: A setting is out of its range.
@@ -88,6 +91,7 @@ class HMC(InferenceMethod):
     max_leapfrog: int = 1000
     start_steps: int = 150
     chain_chunk: int | None = None
+    collapse_last_layer: bool = False
 
     prefers_double: ClassVar[bool] = True
     references: ClassVar[tuple[str, ...]] = (
@@ -112,6 +116,12 @@ class HMC(InferenceMethod):
         if self.target_accept >= 1:
             raise DomainError(f"HMC: target_accept must be below 1, got {self.target_accept!r}; it is a probability")
 
+    def _target(
+        self, prior: ParametricProcess, likelihood: Likelihood, X: Tensor, Y: Tensor, noise_variance: Tensor | None
+    ) -> Target:
+        kind = CollapsedTarget if self.collapse_last_layer else Target
+        return kind(prior, likelihood, X, Y, noise_variance)
+
     def _fit(
         self,
         prior: ParametricProcess,
@@ -122,7 +132,7 @@ class HMC(InferenceMethod):
         session: Session,
         init: ParametricProcess | None,
     ) -> EmpiricalProcess:
-        target = Target(prior, likelihood, X, Y, noise_variance)
+        target = self._target(prior, likelihood, X, Y, noise_variance)
         chains = _Chains(self, target, session.generator)
         length = self.num_warmup
         if init is None:
@@ -133,7 +143,7 @@ class HMC(InferenceMethod):
         with _Watch(session, length + self.num_samples) as watch:
             state, tuning, history = chains.adapt(state, tuning, length, watch)
             draws, trace = chains.draw(state, tuning, watch)
-        theta, psi = (part.squeeze(0).contiguous() for part in target.split(draws))
+        theta, psi = (part.squeeze(0).contiguous() for part in draws)
         trace = {name: value.squeeze(0) for name, value in trace.items()}
         share = trace["divergent"].double().mean().item()
         if share > _DIVERGENT:
@@ -215,11 +225,11 @@ class HMC(InferenceMethod):
             validation.variances(where, noise_variance, X, Y.shape[-1])
             likelihood = likelihood.given_noise(noise_variance)
         prior = prior.to(dtype=X.dtype, device=X.device)  # type: ignore[assignment]
-        target = Target(prior, moved(likelihood, X.device, X.dtype), X, Y, noise_variance)
+        target = self._target(prior, moved(likelihood, X.device, X.dtype), X, Y, noise_variance)
         chains = _Chains(self, target, generator)
         state, tuning = chains.cold(Y.shape[:1])
         state, tuning, _ = chains.adapt(state, tuning, self.num_warmup, _unwatched)
-        return target.split(chains.draw(state, tuning, _unwatched)[0])
+        return chains.draw(state, tuning, _unwatched)[0]
 
 
 class _Watch:
@@ -251,7 +261,6 @@ class _Chains:
     def __init__(self, method: HMC, target: Target, generator: torch.Generator):
         self.method, self.target, self.generator = method, target, generator
         self.gradients = 0  # counted per chain
-        self._pool = functools.partial(start.pool, target)
         _keep_heap(target.X.device)
 
     def value_and_grad(self, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -272,12 +281,14 @@ class _Chains:
     def warm(self, init: ParametricProcess) -> tuple[State, Tuning, bool]:
         """States from a previous posterior, its tuning or a first one, and whether it had any."""
         z = start.warm(self.target, init, self.method.num_chains, self.generator).unsqueeze(0)
-        info, P = init.info, self.target.prior.num_parameters
+        info, size = init.info, self.target.num_theta
         scales = start.prior_scales(self.target, self.generator)
-        if not isinstance(info, FitInfo) or info.inverse_mass is None or info.step_size is None:
+        known = info.inverse_mass if isinstance(info, FitInfo) and info.step_size is not None else None
+        inferred = 0 if init.likelihood is None else init.likelihood.num_parameters
+        if known is None or len(known) - inferred != size:  # not from HMC, or one with another collapse_last_layer
             return *self._begin(z, scales.square()), False
-        known = info.inverse_mass.to(z)
-        inverse_mass = known if len(known) == len(scales) else torch.cat([known[:P], scales[P:].square()])
+        known = known.to(z)
+        inverse_mass = known if len(known) == len(scales) else torch.cat([known[:size], scales[size:].square()])
         tuning = Tuning(
             z.new_full((1,), info.step_size), info.trajectory or _FIRST_TRAJECTORY, inverse_mass.expand(1, 1, -1)
         )
@@ -285,7 +296,8 @@ class _Chains:
 
     def adapt(self, state: State, tuning: Tuning, length: int, watch: Watch) -> tuple[State, Tuning, dict[str, Tensor]]:
         """Run the warm-up: the state and tuning it ends with, and its history."""
-        warmup = Warmup.start(length, self.method.target_accept, self._pool, tuning, state.z)
+        method = self.method
+        warmup = Warmup.start(length, method.target_accept, method.max_leapfrog, self.target.pool, tuning, state.z)
         history = []
         for index in range(1, length + 1):
             tuning = warmup.tuning
@@ -300,21 +312,22 @@ class _Chains:
         columns = zip(names, zip(*history, strict=True), strict=True) if history else ()
         return state, warmup.result, {name: torch.tensor(column) for name, column in columns}
 
-    def draw(self, state: State, tuning: Tuning, watch: Watch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Sample with the tuning as it is: draws ``R x C x S x D``, and what happened on the way."""
+    def draw(self, state: State, tuning: Tuning, watch: Watch) -> tuple[tuple[Tensor, Tensor], dict[str, Tensor]]:
+        """Sample with the tuning as it is: theta and psi ``R x C x S x size``, and what happened on the way."""
         draws, num_leapfrog = [], []
         trace: dict[str, list[Tensor]] = {name: [] for name in ("energy", "log_prob", "acceptance", "divergent")}
         for index in range(1, self.method.num_samples + 1):
             step, num_steps = tuning.plan(index, self.method.max_leapfrog)
             state, told = transition(self.value_and_grad, state, step, num_steps, self.generator)
-            draws.append(state.z)
+            draws.append(self.target.complete(state.z, self.generator))
             num_leapfrog.append(num_steps)
             for name, value in zip(trace, (told.energy, state.log_prob, told.acceptance, told.divergent), strict=True):
                 trace[name].append(value)
             if watch(state, told):
                 break
         kept = {name: torch.stack(values, -1) for name, values in trace.items()}
-        return torch.stack(draws, -2), kept | {"num_leapfrog": torch.tensor(num_leapfrog)}
+        theta, psi = (torch.stack(parts, -2) for parts in zip(*draws, strict=True))
+        return (theta, psi), kept | {"num_leapfrog": torch.tensor(num_leapfrog)}
 
     def _begin(self, z: Tensor, inverse_mass: Tensor) -> tuple[State, Tuning]:
         state = self._state(z)

@@ -13,22 +13,16 @@ from .target import Target
 _NORMAL_MAD = 0.6744897501960817  # median of |x| for a standard normal x
 
 
-def pool(target: Target, values: Tensor) -> Tensor:
-    """Average ``... x size`` over exchangeable coordinates of theta; psi have none."""
-    theta, psi = target.split(values)
-    return torch.cat([target.prior.layout.pool(theta), psi], -1)
-
-
 def prior_scales(target: Target, generator: torch.Generator | None, num_draws: int = 256) -> Tensor:
     """The scale of every coordinate under the prior, of length `size`: the units to begin with.
 
     Median absolute deviations (times 1.48, so that they are standard deviations of normal
     coordinates): heavy-tailed priors have no variance to go by.
     """
-    theta = target.prior._sample_parameters(torch.Size([num_draws]), generator)
+    theta = target.restrict(target.prior._sample_parameters(torch.Size([num_draws]), generator))
     psi = target.likelihood.sample_prior((num_draws,), generator=generator, dtype=theta.dtype, device=theta.device)
     z = torch.cat([theta, psi], -1)
-    return pool(target, (z - z.median(0).values).abs().median(0).values) / _NORMAL_MAD
+    return target.pool((z - z.median(0).values).abs().median(0).values) / _NORMAL_MAD
 
 
 def climb(value_and_grad: ValueAndGrad, z: Tensor, scales: Tensor, num_steps: int, rate: float = 0.05) -> Tensor:
@@ -55,8 +49,8 @@ def cold(
     psi stays where it is: a noise optimised along with an unfinished function runs off to explain
     its error as noise, and chains come back from there late or never.
     """
-    P = target.prior.num_parameters
-    held = torch.cat([scales[:P], torch.zeros_like(scales[P:])])
+    of_theta, of_psi = target.split(scales)
+    held = torch.cat([of_theta, torch.zeros_like(of_psi)])
     return climb(value_and_grad, target.start(shape, generator), held, num_steps)
 
 
@@ -75,7 +69,7 @@ def warm(target: Target, init: ParametricProcess, num_chains: int, generator: to
             psi = draws.psi[0].to(like)
     else:
         theta = init._sample_parameters(torch.Size([num_chains]), generator).to(like)
-    return torch.cat([theta, psi], -1)
+    return torch.cat([target.restrict(theta), psi], -1)
 
 
 def first_step(

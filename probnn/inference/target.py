@@ -35,13 +35,31 @@ class Target:
     noise_variance: Tensor | None = None
 
     @property
+    def num_theta(self) -> int:
+        """Number of coordinates in front of psi: those of theta, or of what is left of it."""
+        return self.prior.num_parameters
+
+    @property
     def size(self) -> int:
         """Number of coordinates, theta and psi together."""
-        return self.prior.num_parameters + self.likelihood.num_parameters
+        return self.num_theta + self.likelihood.num_parameters
 
     def split(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """z ``... x size`` as theta ``... x P`` and psi ``... x R``."""
-        return z[..., : self.prior.num_parameters], z[..., self.prior.num_parameters :]
+        """z ``... x size`` as theta ``... x num_theta`` and psi ``... x R``."""
+        return z[..., : self.num_theta], z[..., self.num_theta :]
+
+    def restrict(self, theta: Tensor) -> Tensor:
+        """The coordinates of theta ``... x P`` that are sampled: all of them."""
+        return theta
+
+    def complete(self, z: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        """theta ``... x P`` and psi of z; what was integrated out is drawn."""
+        return self.split(z)
+
+    def pool(self, values: Tensor) -> Tensor:
+        """Average ``... x size`` over exchangeable coordinates of theta; psi have none."""
+        theta, psi = self.split(values)
+        return torch.cat([self.prior.layout.pool(theta), psi], -1)
 
     def log_prob(self, z: Tensor) -> Tensor:
         """The joint log density of z ``... x size``: ``...``; differentiable."""
@@ -62,14 +80,17 @@ class Target:
         dtheta = dtheta + pullback(df)
         if psi.shape[-1] == 0:
             return value + fit, dtheta
+        of_psi, dprior = self._log_prior_and_grad(psi)
+        return value + of_psi + fit, torch.cat([dtheta, dprior + dpsi.squeeze(-2)], -1)
+
+    def _log_prior_and_grad(self, psi: Tensor) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
             leaf = psi.detach().requires_grad_(True)
-            of_psi = self.likelihood.log_prior(leaf)
-            dprior = torch.autograd.grad(of_psi.sum(), leaf)[0]
-        return value + of_psi.detach() + fit, torch.cat([dtheta, dprior + dpsi.squeeze(-2)], -1)
+            value = self.likelihood.log_prior(leaf)
+            return value.detach(), torch.autograd.grad(value.sum(), leaf)[0]
 
     def start(self, shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
         """Prior draws of theta with psi at its prior median, ``shape x size``."""
-        theta = self.prior._sample_parameters(torch.Size(shape), generator)
+        theta = self.restrict(self.prior._sample_parameters(torch.Size(shape), generator))
         psi = self.likelihood.prior_median(dtype=theta.dtype, device=theta.device)
         return torch.cat([theta, psi.expand(*shape, -1)], -1)

@@ -252,7 +252,7 @@ def available_surrogates() -> tuple[str, ...]:
 # a network run off to zero, where its posterior is as narrow as its data are many.
 _NOISE = Gaussian(noise_median=math.exp(-2.5), noise_spread=0.5)
 # 256 draws; short trajectories and a short warm-up, because in a loop every fit starts from the one before.
-_HMC = HMC(num_chains=16, num_warmup=120, num_samples=16, max_leapfrog=32)
+_HMC = HMC(num_chains=16, num_warmup=120, num_samples=16, max_leapfrog=32, collapse_last_layer=True)
 # Approximations around a mode cannot weigh up scales against each other: with few data they switch the network off and
 # call everything noise. Their scales are fixed, and a Gaussian's noise is a tenth of the outcomes' spread.
 _FIXED = BNNPrior(scale_prior=None)

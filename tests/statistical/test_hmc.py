@@ -104,31 +104,33 @@ def test_an_inferred_noise(seed: int) -> None:
     assert (psi.std() - sd).abs() <= 5 * mcse(psi, kind="sd").item()
 
 
-def test_two_settings_agree_on_a_small_network(seed: int) -> None:
-    """Another number of chains, step size and trajectory: the same posterior of the function."""
+def test_settings_agree_on_a_small_network(seed: int) -> None:
+    """Another number of chains, step size and trajectory, or no last layer: the same posterior of the function."""
     X, Y = data(8, 1, seed=seed)
     prior = network(input_dim=1, hidden=(3,))
     settings = (
         probnn.HMC(num_chains=32, num_warmup=300, num_samples=150),
         probnn.HMC(num_chains=8, num_warmup=300, num_samples=600, target_accept=0.9, max_leapfrog=30),
+        probnn.HMC(num_chains=16, num_warmup=200, num_samples=200, collapse_last_layer=True),
     )
     Z = torch.linspace(-1.2, 1.2, 5, dtype=DOUBLE).unsqueeze(-1)
     values = [s.fit(prior, likelihoods.Gaussian(noise=0.3), X, Y, seed=seed + i) for i, s in enumerate(settings)]
     f = [posterior.apply(posterior.theta, Z).squeeze(-1) for posterior in values]
     assert all(rhat(v).max() < 1.05 and ess(v).min() > 100 for v in f)
-    error = (mcse(f[0]) ** 2 + mcse(f[1]) ** 2).sqrt()
-    assert ((f[0].mean((0, 1)) - f[1].mean((0, 1))).abs() <= 5 * error).all()
-    error = (mcse(f[0], kind="sd") ** 2 + mcse(f[1], kind="sd") ** 2).sqrt()
-    assert ((f[0].std((0, 1)) - f[1].std((0, 1))).abs() <= 5 * error).all()
+    for other in f[1:]:
+        error = (mcse(f[0]) ** 2 + mcse(other) ** 2).sqrt()
+        assert ((f[0].mean((0, 1)) - other.mean((0, 1))).abs() <= 5 * error).all()
+        error = (mcse(f[0], kind="sd") ** 2 + mcse(other, kind="sd") ** 2).sqrt()
+        assert ((f[0].std((0, 1)) - other.std((0, 1))).abs() <= 5 * error).all()
 
 
-@pytest.mark.parametrize("noise", [0.3, None])
-def test_simulation_based_calibration(noise: float | None, seed: int) -> None:
+@pytest.mark.parametrize(("noise", "collapse"), [(0.3, False), (None, False), (None, True)])
+def test_simulation_based_calibration(noise: float | None, collapse: bool, seed: int) -> None:
     """Ranks of the truth are uniform: 200 data sets of a 1-3-1 network, all in one batch of chains."""
     prior = network(input_dim=1, hidden=(3,))
     X = torch.linspace(-1, 1, 8, dtype=DOUBLE).unsqueeze(-1)
     Z = torch.tensor([[-0.5], [0.8]], dtype=DOUBLE)
     likelihood = likelihoods.Gaussian(noise=noise, noise_median=0.3, noise_spread=0.5)
-    method = probnn.HMC(num_chains=4, num_warmup=150, num_samples=150)
+    method = probnn.HMC(num_chains=4, num_warmup=150, num_samples=150, collapse_last_layer=collapse)
     result = sbc(prior, likelihood, method, X, Z, num_replications=200, num_draws=99, seed=seed)
     assert result.p_value() > 1e-4

@@ -1,0 +1,146 @@
+"""The last layer integrated out: densities, gradients, and the draws that complete them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+import probnn
+from probnn import likelihoods, priors
+from probnn import random as rnd
+from probnn.errors import UnsupportedError
+from probnn.inference.collapsed import CollapsedTarget
+from probnn.process import BayesianNetwork
+from tests.cases import DOUBLE, module
+
+SCALES = ((1.5, 0.7, 1.2), (0.5, 0.6, 0.3))
+WEIGHTS = {"normal": priors.NormalWeights(*SCALES), "hierarchical": priors.HierarchicalWeights(*SCALES)}
+NOISES = {
+    "fixed": likelihoods.Gaussian(noise=0.3),
+    "inferred": likelihoods.Gaussian(),
+    "one an outcome": likelihoods.Gaussian(levels=2),
+}
+
+
+def setting(
+    weights: str, n: int, noise: str, seed: int, known: bool = False, hidden: tuple[int, ...] = (6, 5)
+) -> tuple[CollapsedTarget, Tensor]:
+    g = rnd.generator_from(seed)
+    prior = BayesianNetwork(probnn.MLP(input_dim=3, hidden=hidden, output_dim=2), WEIGHTS[weights], dtype=DOUBLE)
+    X, Y = (rnd.normal((n, k), generator=g, dtype=DOUBLE) for k in (3, 2))
+    variance = 0.1 + rnd.uniform((n, 2), generator=g, dtype=DOUBLE) if known else None
+    target = CollapsedTarget(prior, NOISES[noise], X, Y, variance)
+    z = target.start((3,), g)
+    return target, z + 0.1 * rnd.normal(z.shape, generator=g, like=z)
+
+
+def linear_model(target: CollapsedTarget, z: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """For one z, by brute force: theta without a last layer, d f / d(last layer), its prior sd, the noise variances."""
+    prior, m = target.prior, target.Y.shape[-1]
+    rest, psi = target.split(z)
+    theta = prior.sample_parameters(generator=rnd.generator_from(0)) * 0
+    names = {b.name: s for b, s in prior.layout.slices()}
+    last = [max((k for k in names if k.endswith(kind)), key=lambda k: names[k].start) for kind in ("weight", "bias")]
+    mask = torch.ones(len(theta), dtype=torch.bool)
+    for name in last:
+        mask[names[name]] = False
+    theta[mask] = rest
+
+    def f(coefficients: Tensor) -> Tensor:
+        full = theta.clone()
+        full[~mask] = coefficients
+        return prior.apply(full, target.X).mT.flatten()
+
+    k = int((~mask).sum())
+    rows = torch.eye(k, dtype=DOUBLE)
+    J = torch.stack([f(row) - f(0 * row) for row in rows], -1)
+    weights = prior.weight_prior  # type: ignore[attr-defined]
+    sd = torch.ones(k, dtype=DOUBLE)
+    if isinstance(weights, priors.NormalWeights):
+        sd = weights.scales(prior.network.layout, theta)[~mask]  # type: ignore[attr-defined]
+    if target.noise_variance is not None:
+        variance = target.noise_variance.mT.flatten()
+    else:
+        std = target.likelihood.constrain(psi)["noise"] if len(psi) else torch.tensor([0.3], dtype=DOUBLE)
+        variance = (
+            std.square().reshape(-1, 1).expand(m if std.numel() == m else 1, len(target.X)).expand(m, -1).flatten()
+        )
+    return theta, J, sd, variance
+
+
+@pytest.mark.parametrize("weights", WEIGHTS)
+@pytest.mark.parametrize("noise", [*NOISES, "known"])
+@pytest.mark.parametrize("n", [4, 6, 20])  # fewer rows than units (5 and a bias), as many, more
+def test_value_and_gradient(weights: str, noise: str, n: int, seed: int) -> None:
+    """The density is that of y ~ N(0, J S J' + D), outcome by outcome stacked; slopes by finite differences."""
+    target, z = setting(weights, n, "fixed" if noise == "known" else noise, seed, noise == "known")
+    value, gradient = target.value_and_grad(z)
+    y = target.Y.mT.flatten()
+    for at, found in zip(z, value, strict=True):
+        theta, J, sd, variance = linear_model(target, at)
+        cov = (J * sd.square()) @ J.mT + variance.diag()
+        zero = torch.zeros_like(sd)
+        of_last = torch.distributions.Normal(zero, sd).log_prob(zero).sum()
+        expected = torch.distributions.MultivariateNormal(torch.zeros_like(y), cov).log_prob(y)
+        expected = expected + target.prior.log_prob(theta) - of_last + target.likelihood.log_prior(target.split(at)[1])
+        assert abs(found - expected) <= 1e-9 * max(1.0, abs(expected.item()))
+    h = 1e-5
+    for j in range(target.size):
+        shift = h * torch.eye(target.size, dtype=DOUBLE)[j]
+        slope = (target.value_and_grad(z + shift)[0] - target.value_and_grad(z - shift)[0]) / (2 * h)
+        assert (gradient[:, j] - slope).abs().max() <= 1e-6 * gradient.abs().max()
+
+
+@pytest.mark.parametrize("weights", WEIGHTS)
+@pytest.mark.parametrize("n", [4, 20])
+def test_the_last_layer_follows_its_posterior(weights: str, n: int, seed: int) -> None:
+    """Mean and covariance of completed draws against the conjugate posterior of the linear model."""
+    target, z = setting(weights, n, "one an outcome", seed)
+    draws = 20_000
+    theta, psi = target.complete(z[0].expand(draws, -1), rnd.generator_from(seed))
+    full, J, sd, variance = linear_model(target, z[0])
+    free = full == 0
+    drawn = theta[:, free]
+    assert drawn.shape[-1] == len(sd) and (theta[:, ~free] == full[~free]).all()
+    assert (psi == target.split(z[0])[1]).all()
+    precision = (J.mT / variance) @ J + (1 / sd.square()).diag()
+    cov = torch.linalg.inv(precision)
+    mean = cov @ (J.mT @ (target.Y.mT.flatten() / variance))
+    white = torch.linalg.solve_triangular(torch.linalg.cholesky(cov), (drawn - mean).mT, upper=False).mT
+    assert (white.mean(0).abs() <= 5 / draws**0.5).all()
+    products = white.mT @ white / draws - torch.eye(len(sd), dtype=DOUBLE)
+    assert (products.abs() <= 5 * (2 / draws) ** 0.5).all()
+
+
+def test_warm_starts(seed: int) -> None:
+    """Tuning is carried on between fits of one kind, and begun anew from draws of the other."""
+    prior = BayesianNetwork(probnn.MLP(input_dim=1, hidden=(5,)), priors.HierarchicalWeights(), dtype=DOUBLE)
+    X = torch.linspace(-1, 1, 10, dtype=DOUBLE).unsqueeze(-1)
+    whole = probnn.HMC(num_chains=4, num_warmup=80, num_samples=5, max_leapfrog=20)
+    collapsed = probnn.HMC(num_chains=4, num_warmup=80, num_samples=5, max_leapfrog=20, collapse_last_layer=True)
+    lik = likelihoods.Gaussian(noise_median=0.3, noise_spread=0.2)
+    for method, other in ((whole, collapsed), (collapsed, whole)):
+        first = method.fit(prior, lik, X, X.sin(), seed=seed)
+        assert first.theta.shape == (4, 5, prior.num_parameters)
+        assert len(method.fit(prior, lik, X, X.sin(), seed=seed, init=first).info.trace["warmup_acceptance"]) == 20
+        assert len(other.fit(prior, lik, X, X.sin(), seed=seed, init=first).info.trace["warmup_acceptance"]) == 80
+
+
+def test_what_cannot_be_collapsed() -> None:
+    X, Y = torch.zeros(4, 1, dtype=DOUBLE), torch.eye(4, dtype=DOUBLE)[:, :1]
+    hmc = probnn.HMC(num_chains=2, num_warmup=50, num_samples=2, collapse_last_layer=True)
+    net = probnn.MLP(input_dim=1, hidden=(3,))
+    normal = BayesianNetwork(net, priors.NormalWeights(), dtype=DOUBLE)
+    with pytest.raises(UnsupportedError, match="Gaussian likelihood, got StudentT"):
+        hmc.fit(normal, likelihoods.StudentT(), X, Y)
+    with pytest.raises(UnsupportedError, match="LaplaceWeights"):
+        hmc.fit(BayesianNetwork(net, priors.LaplaceWeights(), dtype=DOUBLE), likelihoods.Gaussian(), X, Y)
+    with pytest.raises(UnsupportedError, match="over a probnn.MLP"):
+        network = probnn.ModuleNetwork(module(), input_dim=2, output_dim=1)
+        wide = torch.zeros(4, 2, dtype=DOUBLE)
+        hmc.fit(BayesianNetwork(network, priors.NormalWeights(), dtype=DOUBLE), likelihoods.Gaussian(), wide, Y)
+    linear = BayesianNetwork(probnn.MLP(input_dim=1, hidden=()), priors.NormalWeights(), dtype=DOUBLE)
+    with pytest.raises(UnsupportedError, match="nothing is left to sample"):
+        hmc.fit(linear, likelihoods.Gaussian(noise=0.1), X, Y)
+    assert hmc.fit(linear, likelihoods.Gaussian(), X, Y).theta.shape == (2, 2, 2)
