@@ -32,7 +32,7 @@ class Report:
         parser.add_argument("--data", type=Path, default=None, help="folder with data sets")
         parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"), help=f"folder for {name}.json")
         options = parser.parse_args(arguments)
-        self.name, self.quick, self.data, self._out = name, options.quick, options.data, options.out
+        self.name, self.quick, self.data, self.out = name, options.quick, options.data, options.out
         self._tables: list[dict[str, Any]] = []
 
     def table(self, title: str, rows: list[dict[str, Any]]) -> None:
@@ -62,8 +62,8 @@ class Report:
             "versions": _versions(),
             "tables": self._tables,
         }
-        self._out.mkdir(parents=True, exist_ok=True)
-        path = self._out / f"{self.name}.json"
+        self.out.mkdir(parents=True, exist_ok=True)
+        path = self.out / f"{self.name}.json"
         path.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
         return path
 

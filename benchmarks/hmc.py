@@ -62,17 +62,20 @@ def row(name: str, f: Tensor, seconds: float, **more: Any) -> dict[str, Any]:
     }
 
 
-def ours(chains: int, warmup: int, samples: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> dict[str, Any]:
+def ours(
+    chains: int, warmup: int, samples: int, dtype: torch.dtype = torch.float64, collapse: bool = False, seed: int = 0
+) -> dict[str, Any]:
     """This library's HMC."""
     X, Y, Z = problem(dtype)
-    method = probnn.HMC(num_chains=chains, num_warmup=warmup, num_samples=samples)
+    method = probnn.HMC(num_chains=chains, num_warmup=warmup, num_samples=samples, collapse_last_layer=collapse)
     started = time.process_time()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", PrecisionWarning)  # single precision is one of the two things measured
         posterior = method.fit(prior(dtype), _gaussian(), X, Y, seed=seed)
     seconds = time.process_time() - started
     f = posterior.apply(posterior.theta, Z).squeeze(-1)
-    return row(f"probnn HMC {warmup}+{samples}, {str(dtype).removeprefix('torch.')}", f, seconds)
+    kind = "HMC, collapsed," if collapse else "HMC"
+    return row(f"probnn {kind} {warmup}+{samples}, {str(dtype).removeprefix('torch.')}", f, seconds)
 
 
 def numpyro_nuts(warmup: int, samples: int) -> dict[str, Any]:

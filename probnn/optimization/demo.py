@@ -19,7 +19,8 @@ import torch
 from ..errors import DomainError
 from ..process import EmpiricalProcess
 from .loop import BayesianOptimization
-from .space import Integer, Real, Space
+from .parameters import Integer, Real
+from .space import Space
 from .trials import trial_rows, write_rows
 
 SURROGATES = ("bnn-hmc", "gp", "random")
@@ -58,7 +59,7 @@ def run(out: Path, *, num_evaluations: int = NUM_EVALUATIONS, seed: int = 0, pro
         The optimisations by name, and the seconds each took, under ``"runs"`` and ``"seconds"``.
     """
     objective = make_objective()
-    objective(**SPACE.decode(torch.full((len(SPACE),), 0.5).double()))  # scikit-learn's first call loads what it needs
+    objective(**SPACE.values(torch.full((len(SPACE),), 0.5).double()))  # scikit-learn's first call loads what it needs
     runs, seconds = {}, {}
     for name in SURROGATES:
         started = time.perf_counter()
@@ -81,7 +82,7 @@ def _draw(runs: dict[str, BayesianOptimization], out: Path) -> None:
     from ..plots import plot_progress, plot_slices
 
     figure, ax = plt.subplots(figsize=(6, 3.8), layout="constrained")
-    plot_progress(runs, ax=ax)
+    plot_progress(runs, optimum="best", ax=ax)
     figure.savefig(out / "regret.png", dpi=150)
     axes = plot_slices(runs["bnn-hmc"])
     axes[0].figure.savefig(out / "slices.png", dpi=150)

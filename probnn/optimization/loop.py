@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
-import time
-import warnings
-from collections.abc import Callable
+import os
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,36 +11,61 @@ from torch import Tensor
 
 from .. import random as rnd
 from .. import validation
-from ..errors import ConvergenceError, ConvergenceWarning, DivergenceWarning, DomainError, UnsupportedError
-from ..progress import Progress
+from ..errors import ConvergenceError, DomainError, UnsupportedError
 from ..surrogates import ProcessModel, Surrogate, get_surrogate
-from .acquisition import suggest
+from .acquisition import check_acquisition
+from .choosing import choose
+from .evaluation import Objective, as_number
+from .feasibility import FeasibilityModel
+from .feasible import check_fixed
+from .goals import Goals
+from .history import History
+from .models import Data, ModelCache, data_of
+from .pool import Pool
+from .rows import RowCheck, check_rows
+from .running import run
 from .space import Space
-from .trials import Trial, best_so_far
+from .trials import Trial, best_so_far, copy_trial, utc_now
 
-MAX_FAILURES = 5
-REFRESH = 1.5  # a fit starts from the last one until there are this many times the data of the last fresh fit
+Names = str | Sequence[str] | None
 
 
 class BayesianOptimization:
-    """Bayesian optimisation of one target over a space of parameters, by asking and telling.
+    """Bayesian optimisation over a space of parameters, by asking and telling.
 
-    The first settings are a Sobol design, the others maximise the noisy expected improvement
-    (qLogNEI: Ament et al., 2023, arXiv:2310.20708) of a surrogate fitted to all complete trials;
-    pending trials count as such, and so do failed ones, so that the next suggestion
-    looks elsewhere. Each suggestion says where it comes from (`Trial.source`). What a sampler warned of
-    while fitting is kept in ``model.source.info.warnings`` and not repeated at every trial.
+    The first settings are a space-filling design, as far as there is no data yet; the others maximise an
+    acquisition function of surrogates fitted to all that was measured, one surrogate an outcome: the noisy
+    expected improvement of one target (qLogNEI; Ament et al., 2023, arXiv:2310.20708) or that of the hypervolume of
+    several. Trials under evaluation count as pending. From two failures and two successes on, a network
+    learns where experiments succeed (:class:`FeasibilityModel`) and its log-probability joins the
+    acquisition. Each suggestion says where it comes from (`Trial.source`): ``"initial"``, ``"model"``,
+    ``"pool"`` (the model, from a list), ``"replicate"``, ``"random"`` (random search) or ``"random(why)"``.
+
+    With ``history=`` every step is written to a CSV file before it counts, and that file is the only
+    state: an optimisation begun anew from it goes on with the same suggestions. Rows of it that do not fit
+    today's space teach as they are.
 
     Args:
-        space: The parameters.
-        maximize, minimize: Name of the target; give one of the two.
-        surrogate: Name of a registered surrogate, a :class:`probnn.Surrogate`, or ``"random"`` for
-            random search.
+        space: The parameters and their constraints.
+        maximize, minimize: Names of the targets; several make it multi-objective.
+        subject_to: Bounds on outcomes, such as ``"impurity <= 0.5"``.
+        surrogate: Name of a registered surrogate, a :class:`probnn.Surrogate`, or ``"random"``.
+        acquisition: ``"qLogNEI"``, ``"qLogEI"``, ``"qLogNEHVI"`` or ``"thompson"``; None: qLogNEI, and
+            qLogNEHVI for several targets.
         seed: Same seed and answers: the same suggestions.
-        num_initial: Size of the Sobol design; None: max(5, d + 1).
+        num_initial: Settings of the design, less the rows there are; None: max(5, d + 1).
+        history: A CSV file to keep the trials in; may exist.
+        decimal: Its decimal sign.
+        pool: Candidates to choose from, where only a list of settings can be tried.
+        replicates: How many times each setting is suggested.
+        feasibility: ``"learn"``, or ``"ignore"``: failed trials are treated as pending for good.
+        reference: A value of each of several targets that a good trial beats; None: from the data.
+        strict: Refuse rows of the history that do not fit the space.
+        warm: Start fits from fits to fewer data (see :class:`ModelCache`); for single suggestions False.
 
     Raises:
-        DomainError: Not exactly one target, an unknown surrogate, or a bad setting.
+        DomainError: No target, an unknown surrogate, or a bad setting.
+        SerializationError: The history cannot be read or written, or is in use.
 
     Example:
         >>> from probnn.optimization import BayesianOptimization, Real, Space
@@ -58,221 +81,304 @@ class BayesianOptimization:
         self,
         space: Space,
         *,
-        maximize: str | None = None,
-        minimize: str | None = None,
+        maximize: Names = None,
+        minimize: Names = None,
+        subject_to: str | Sequence[str] = (),
         surrogate: str | Surrogate = "bnn-hmc",
+        acquisition: str | None = None,
         seed: int = 0,
         num_initial: int | None = None,
+        history: str | os.PathLike[str] | None = None,
+        decimal: str = ".",
+        pool: Pool | None = None,
+        replicates: int = 1,
+        feasibility: str = "learn",
+        reference: Mapping[str, float] | None = None,
+        strict: bool = False,
+        warm: bool = True,
     ):
         where = "BayesianOptimization"
         if not isinstance(space, Space):
             raise DomainError(f"{where}: space must be a Space, got a {type(space).__name__}")
-        if (maximize is None) == (minimize is None):
-            raise DomainError(f"{where}: name one target, by maximize= or minimize=, got {maximize!r} and {minimize!r}")
-        self.target = maximize if maximize is not None else minimize
-        if not isinstance(self.target, str) or not self.target or self.target in space.parameters:
-            raise DomainError(f"{where}: the target needs a name that is not a parameter's, got {self.target!r}")
+        self.goals = Goals.of(maximize, minimize, subject_to, where)
+        for name in self.goals.outcomes:
+            if name in space.parameters:
+                raise DomainError(f"{where}: {name!r} is a parameter and cannot be an outcome too")
         self.name = surrogate if isinstance(surrogate, str) else "surrogate"
         if isinstance(surrogate, str) and surrogate != "random":
             surrogate = get_surrogate(surrogate)
         elif not isinstance(surrogate, (str, Surrogate)):
             raise DomainError(f"{where}: surrogate must be a name or a Surrogate, got a {type(surrogate).__name__}")
+        self.acquisition = check_acquisition(where, acquisition, self.goals)
         if num_initial is not None:
-            validation.positive_int(where, "num_initial", num_initial)
+            validation.positive_int(where, "num_initial", num_initial, 0)
+        validation.positive_int(where, "replicates", replicates)
+        validation.choice(where, "feasibility", feasibility, ("learn", "ignore"))
+        if pool is not None and (not isinstance(pool, Pool) or pool.space != space):
+            raise DomainError(f"{where}: pool must be a Pool over the same space")
         self.space, self.surrogate, self.seed = space, surrogate, rnd.check_seed(where, seed)
-        self.maximize = maximize is not None
         self.num_initial = max(5, len(space) + 1) if num_initial is None else num_initial
+        self.pool, self.replicates, self.feasibility = pool, replicates, feasibility
+        self.reference = None if reference is None else dict(reference)
+        for name in () if self.reference is None else self.goals.targets:
+            if self.reference is not None and as_number(self.reference.get(name)) is None:
+                raise DomainError(f"{where}: reference needs a finite value of {name!r}, got {self.reference!r}")
         self.trials: list[Trial] = []
-        self.model: ProcessModel | None = None  # the last one fitted, in units where more is better
-        self._fitted_on: int = 0
-        self._cold_at: int = 0  # trials at the last fit from scratch
+        self._extended = space
+        self.stopped = ""  #: Why :meth:`run` ended: budget, target, stagnation or exhausted (nothing left to try).
+        self.history: History | None = None
+        self.rows: RowCheck | None = None  #: How the rows of the history fit the space.
+        self._cache = ModelCache(surrogate, self.seed, warm) if isinstance(surrogate, Surrogate) else None
+        if history is not None:
+            self.history = History(history, space, self.goals.outcomes, decimal=decimal)
+            try:
+                self.trials = self.history.trials
+                self.rows = check_rows(self.trials, space, strict=strict, name=os.fspath(history))
+            except BaseException:
+                self.history.close()
+                raise
+
+    def close(self) -> None:
+        """Let go of the history, so that another process can open it."""
+        if self.history is not None:
+            self.history.close()
+
+    def __enter__(self) -> BayesianOptimization:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    @property
+    def target(self) -> str:
+        """The first target."""
+        return self.goals.targets[0]
+
+    @property
+    def maximize(self) -> bool:
+        """Whether the first target is to be maximised."""
+        return bool(self.goals.maximize)
 
     @property
     def complete(self) -> list[Trial]:
-        """Trials with a measured value."""
-        return [t for t in self.trials if t.status == "complete"]
+        """Trials with every outcome measured."""
+        return [t for t in self.trials if self.goals.is_complete(t)]
 
     @property
     def best_measured(self) -> Trial:
-        """The trial with the best measured value."""
-        if not self.complete:
-            raise DomainError("BayesianOptimization.best_measured: no trial is complete yet")
-        sign = 1 if self.maximize else -1
-        return max(self.complete, key=lambda t: sign * t.value)  # type: ignore[operator]
+        """The trial with the best measured value of the (first) target, among those that keep all bounds."""
+        able = [t for t in self.trials if self.goals.is_feasible(t)]
+        if not able:
+            what = "is complete" if not self.complete else "keeps within the bounds"
+            raise DomainError(f"BayesianOptimization.best_measured: no trial {what} yet")
+        return max(able, key=self.goals.scores)
 
     @property
     def best_predicted(self) -> Trial:
-        """The complete trial whose predicted mean is best: less of a fluke where measurements are noisy."""
+        """The complete trial whose predicted mean is best: less of a fluke where measurements are noisy.
+
+        Bounds must hold for the predicted means; where none does, as measured.
+        """
         done = self.complete
-        model = self.fit()
-        mean = model.posterior(self._points(done)).mean.squeeze(-1)
-        return done[int(mean.argmax())]
+        models = self.models()
+        X = self.points(done)
+        means = torch.cat([m.posterior(X).mean for m in models], -1)
+        held = [(c(means) <= 0) for c in self.goals.constraint_functions()]
+        able = torch.stack(held).all(0) if held else torch.ones(len(done), dtype=torch.bool)
+        if not able.any():
+            able = torch.tensor([self.goals.is_feasible(t) for t in done])
+        if not able.any():
+            raise DomainError("BayesianOptimization.best_predicted: no trial keeps within the bounds yet")
+        return done[int(means[:, 0].masked_fill(~able, -torch.inf).argmax())]
+
+    @property
+    def pareto(self) -> list[Trial]:
+        """The trials that no other beats in all targets."""
+        return self.goals.pareto(self.trials)
 
     def best_values(self) -> list[float]:
-        """The best measured value up to each trial, NaN before the first."""
-        return best_so_far([t.value for t in self.trials], self.maximize)
+        """The best measured value of the first target up to each trial, NaN before the first."""
+        able = [t.values[self.target] if self.goals.is_feasible(t) else None for t in self.trials]
+        return best_so_far(able, self.maximize)
 
-    def ask(self, num_trials: int = 1) -> list[Trial]:
+    def points(self, trials: Sequence[Trial]) -> Tensor:
+        """Features of trials, ``n x D``."""
+        space = self.model_space
+        if not trials:
+            return torch.empty(0, space.num_features, dtype=torch.double)
+        return torch.stack([space.encode({n: t.parameters[n] for n in space.free}) for t in trials])
+
+    @property
+    def model_space(self) -> Space:
+        """The space, knowing also categories that only old rows have."""
+        found = self.space.extended(t.parameters for t in self.trials)
+        if found != self._extended:
+            self._extended = found
+        return self._extended
+
+    def data(self, outcome: str | None = None) -> Data:
+        """What the model of an outcome (default: the first target) is fitted to."""
+        name = self.target if outcome is None else outcome
+        return data_of(self.trials, self.model_space, name, self.goals.sign(name))
+
+    def fit(self) -> ProcessModel:
+        """The surrogate of the first target, in units where more is better."""
+        return self._model(self.target)
+
+    def models(self) -> list[ProcessModel]:
+        """The surrogates of all outcomes, in the order of ``goals.outcomes``."""
+        return [self._model(name) for name in self.goals.outcomes]
+
+    def _model(self, name: str) -> ProcessModel:
+        if self._cache is None:
+            raise UnsupportedError("BayesianOptimization: random search has no model; name a surrogate")
+        data = self.data(name)
+        if not len(data.X):
+            raise DomainError(
+                f"BayesianOptimization: {name!r} is not measured in any trial, so there is nothing to fit"
+            )
+        return self._cache.model(name, data, self.model_space.bounds)
+
+    def success(self) -> FeasibilityModel | None:
+        """The model of where experiments succeed, or None where there is too little to learn from."""
+        if self.feasibility == "ignore" or not FeasibilityModel.applies(self.trials):
+            return None
+        return FeasibilityModel.fit(self.trials, self.model_space, seed=self.seed)
+
+    def ask(self, num_trials: int = 1, *, fixed: Mapping[str, Any] | None = None) -> list[Trial]:
         """Suggest settings to evaluate; they are pending until told.
 
         Args:
             num_trials: How many, chosen one after the other with the earlier ones pending.
+            fixed: Values that parameters have this time, by name.
+
+        Raises:
+            DomainError: `fixed` cannot be set; or every setting of a finite space (or pool) was suggested.
         """
-        validation.positive_int("BayesianOptimization.ask", "num_trials", num_trials)
-        return [self._ask_one() for _ in range(num_trials)]
+        where = "BayesianOptimization.ask"
+        validation.positive_int(where, "num_trials", num_trials)
+        given = {} if fixed is None else dict(fixed)
+        check_fixed(self.space, given)
+        asked: list[Trial] = []
+        for _ in range(num_trials):
+            if asked:  # what must be the same in a batch is what the first one has
+                given |= {name: asked[0].parameters[name] for name in self.space.same_in_batch}
+            values, source = choose(self, given)
+            wrong = self.space.violations(values, [t.parameters for t in asked])
+            if wrong:
+                raise ConvergenceError(f"{where}: found no setting that satisfies everything: {'; '.join(wrong)}")
+            trial = Trial(self.next_number, values, source)
+            self.record(trial)
+            self.trials.append(trial)
+            asked.append(trial)
+        return asked
+
+    @property
+    def next_number(self) -> int:
+        """The number of the next trial."""
+        return max((t.number for t in self.trials), default=-1) + 1
+
+    def record(self, trial: Trial) -> None:
+        """Write a trial down in the history, where there is one."""
+        if self.history is not None:
+            self.history.record(trial)
 
     def tell(
         self,
         trial: Trial,
-        value: float | None = None,
+        value: float | Mapping[str, float] | None = None,
         *,
-        sem: float | None = None,
+        sem: float | Mapping[str, float] | None = None,
         status: str = "complete",
         note: str = "",
     ) -> None:
-        """Report what came of a trial.
+        """Report what came of a trial; nothing changes where the report is refused.
 
         Args:
-            trial: One that :meth:`ask` gave.
-            value: The measured target; needed where the trial is complete, and finite.
-            sem: Standard error of the value, where known.
+            trial: One of :attr:`trials`.
+            value: The measured outcome, or a mapping from names where there are several. Some may come
+                later, in another call.
+            sem: Standard error of the value, likewise, where known.
             status: ``"complete"``, ``"failed"`` or ``"abandoned"``.
             note: Words to keep.
 
         Raises:
             DomainError: The trial is unknown or done, or the value does not fit the status.
+            SerializationError: The history cannot be written.
         """
         where = "BayesianOptimization.tell"
         if not any(t is trial for t in self.trials):
             raise DomainError(f"{where}: the trial is not one that ask gave")
-        if trial.status != "pending":
-            raise DomainError(f"{where}: trial {trial.number} is {trial.status} already")
         validation.choice(where, "status", status, ("complete", "failed", "abandoned"))
+        open_ = trial.status == "pending" or (trial.status == "complete" and not self.goals.is_complete(trial))
+        if not open_ or (trial.status == "complete" and status != "complete"):
+            raise DomainError(f"{where}: trial {trial.number} is {trial.status} already")
+        values, sems = self.goals.named(where, value), self.goals.named(where, sem, "sem")
         if status == "complete":
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            if not values:
                 raise DomainError(
                     f"{where}: a complete trial needs a finite number, got {value!r}; "
                     "tell(trial, status='failed') records a failure"
                 )
-            if sem is not None:
-                validation.positive(where, "sem", sem)
-            trial.value, trial.sem = float(value), sem
-        elif value is not None:
+            for name, error in sems.items():
+                if name not in {**trial.values, **values}:
+                    raise DomainError(f"{where}: sem of {name!r} came without its value")
+                validation.positive(where, f"sem of {name!r}", error)
+        elif values or sems:
             raise DomainError(f"{where}: a {status} trial has no value, got {value!r}")
-        trial.status, trial.note = status, note
+        told = copy_trial(trial)
+        told.values |= values
+        told.sems |= sems
+        told.status, told.note, told.finished = status, note, utc_now()
+        self.record(told)
+        vars(trial).update(vars(told))
 
     def run(
-        self, objective: Callable[..., float], num_evaluations: int, *, progress: bool = False
+        self,
+        objective: Objective,
+        num_evaluations: int,
+        *,
+        batch_size: int = 1,
+        n_jobs: int = 1,
+        timeout: float | None = None,
+        stop_at: float | None = None,
+        patience: int | None = None,
+        progress: bool = False,
     ) -> BayesianOptimization:
-        """Ask, evaluate and tell until there are `num_evaluations` more trials.
+        """Ask, evaluate and tell, for `num_evaluations` evaluations or until a reason to stop.
 
-        An evaluation that raises an exception or does not return a finite number is recorded as failed,
-        and the loop goes on.
+        Trials that an earlier process was evaluating when it ended are evaluated first. An evaluation that raises
+        an exception, does not return finite numbers or takes too long is recorded as failed, and the loop goes on.
 
         Args:
-            objective: Called with the parameters by name; returns the target.
-            num_evaluations: How many trials.
+            objective: Called with the parameters by name; returns the target, ``(value, sem)``, or a mapping from
+                the names of outcomes to either.
+            num_evaluations: How many evaluations, those taken up again included.
+            batch_size: How many settings are asked at once.
+            n_jobs: How many are evaluated at once, each in a process of its own where more than one.
+            timeout: Seconds for one evaluation; it is killed then, and has failed.
+            stop_at: Stop when the first target is this good.
+            patience: Stop when this many evaluations in a row did not improve on the best value (of several
+                targets: on the Pareto front).
             progress: Show a progress bar.
 
         Returns:
-            The optimisation itself.
+            The optimisation itself; :attr:`stopped` says why it ended.
 
         Raises:
             ConvergenceError: Five evaluations failed in a row; everything told so far is kept.
         """
-        validation.positive_int("BayesianOptimization.run", "num_evaluations", num_evaluations)
-        in_a_row = 0
-        with Progress(num_evaluations, f"{self.name} {self.target}", progress) as bar:
-            for _ in range(num_evaluations):
-                [trial] = self.ask()
-                self._evaluate(objective, trial)
-                in_a_row = in_a_row + 1 if trial.status == "failed" else 0
-                bar.update(best=f"{self.best_measured.value:.4g}" if self.complete else "none")
-                if in_a_row == MAX_FAILURES:
-                    raise ConvergenceError(
-                        f"BayesianOptimization.run: {MAX_FAILURES} evaluations failed in a row, the last one with: "
-                        f"{trial.note}; the trials are in .trials, and run(...) goes on from there",
-                        partial=self,
-                    )
+        where = "BayesianOptimization.run"
+        for name, number in (("num_evaluations", num_evaluations), ("batch_size", batch_size), ("n_jobs", n_jobs)):
+            validation.positive_int(where, name, number)
+        if patience is not None:
+            validation.positive_int(where, "patience", patience)
+        if timeout is not None:
+            validation.positive(where, "timeout", timeout)
+        if stop_at is not None and as_number(stop_at) is None:
+            raise DomainError(f"{where}: stop_at must be a finite number, got {stop_at!r}")
+        run(
+            self, objective, num_evaluations, batch_size=batch_size, n_jobs=n_jobs, timeout=timeout, stop_at=stop_at,
+            patience=patience, progress=progress,
+        )  # fmt: skip
         return self
-
-    def _evaluate(self, objective: Callable[..., float], trial: Trial) -> None:
-        started = time.perf_counter()
-        try:
-            value = objective(**trial.parameters)
-        except Exception as error:  # whatever the user's code raises is a failed trial
-            self.tell(trial, status="failed", note=f"{type(error).__name__}: {error}")
-        else:
-            number = _as_number(value)
-            if number is None:
-                self.tell(trial, status="failed", note=f"the objective returned {value!r}")
-            else:
-                self.tell(trial, number)
-        trial.seconds = time.perf_counter() - started
-
-    def _points(self, trials: list[Trial]) -> Tensor:
-        if not trials:
-            return torch.empty(0, len(self.space), dtype=torch.double)
-        return torch.stack([self.space.encode(t.parameters) for t in trials])
-
-    def _ask_one(self) -> Trial:
-        number, random_search = len(self.trials), self.surrogate == "random"
-        taken = {tuple(row) for row in self._points(self.trials).tolist()}
-        if random_search or number < self.num_initial or len(self.complete) < 2:
-            source = "random" if random_search else "initial"
-            point = self._design_point(number, random_search)
-        else:
-            model = self.fit()
-            # A failed setting is as one whose value never comes: nothing is gained near it that it would not give.
-            pending = self._points([t for t in self.trials if t.status in ("pending", "failed")])
-            point = suggest(
-                model, self.space, self._points(self.complete), pending, taken, seed=self.seed + 1_000_003 * number
-            )
-            source = "model"
-        trial = Trial(number, self.space.decode(point), source)
-        self.trials.append(trial)
-        return trial
-
-    def _design_point(self, number: int, random_search: bool) -> Tensor:
-        d = len(self.space)
-        if random_search:
-            generator = rnd.generator_from(self.seed)
-            return rnd.uniform((number + 1, d), generator=generator, dtype=torch.double)[number]
-        engine = torch.quasirandom.SobolEngine(d, scramble=True, seed=self.seed)
-        return engine.fast_forward(number).draw(1, dtype=torch.double).squeeze(0)
-
-    def fit(self) -> ProcessModel:
-        """The surrogate on all complete trials, fitted again only when there are new ones."""
-        if not isinstance(self.surrogate, Surrogate):
-            raise UnsupportedError("BayesianOptimization: random search has no model; name a surrogate")
-        done = self.complete
-        if not done:
-            raise DomainError("BayesianOptimization: no trial is complete yet, so there is nothing to fit")
-        if self.model is None or self._fitted_on != len(done):
-            sign = 1.0 if self.maximize else -1.0
-            Y = torch.tensor([[sign * t.value] for t in done], dtype=torch.double)  # type: ignore[operator]
-            known = [t.sem for t in done]
-            Yvar = None
-            if all(s is not None for s in known):
-                Yvar = torch.tensor([[s**2] for s in known], dtype=torch.double)  # type: ignore[operator]
-            # Chains that explained few data as noise stay where they are when more come: begin anew at times.
-            init = self.model if len(done) < REFRESH * self._cold_at else None
-            self._cold_at = self._cold_at if init is not None else len(done)
-            with warnings.catch_warnings():
-                # Chains of a loop are short on purpose; what they say of themselves is in model.source.info.
-                warnings.simplefilter("ignore", DivergenceWarning)
-                warnings.simplefilter("ignore", ConvergenceWarning)
-                self.model = self.surrogate.fit(
-                    self._points(done), Y, Yvar, bounds=self.space.bounds, seed=self.seed, init=init
-                )
-            self._fitted_on = len(done)
-        return self.model
-
-
-def _as_number(value: Any) -> float | None:
-    """A finite float of what an objective returned, or None."""
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        return None
-    return number if math.isfinite(number) else None

@@ -1,6 +1,20 @@
 """Figures: every function takes `ax=` and gives the Axes back."""
 
+from .calibration import plot_calibration, plot_predictions
 from .functions import plot_functions
-from .optimization import plot_progress, plot_slices
+from .importance import plot_importance
+from .pareto import plot_pareto
+from .progress import plot_progress
+from .slices import plot_slices
+from .space import plot_space
 
-__all__ = ["plot_functions", "plot_progress", "plot_slices"]
+__all__ = [
+    "plot_calibration",
+    "plot_functions",
+    "plot_importance",
+    "plot_pareto",
+    "plot_predictions",
+    "plot_progress",
+    "plot_slices",
+    "plot_space",
+]

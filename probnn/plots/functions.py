@@ -11,32 +11,17 @@ from .. import random as rnd
 from .. import validation
 from ..errors import ShapeError
 from ..process import StochasticProcess
+from .style import COLOR, axes_or_new, summary
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-COLOR = "#1f6f8b"
-
-
-def axes_or_new(ax: Any, **size: Any) -> Any:
-    """`ax`, or the axes of a new figure."""
-    if ax is not None:
-        return ax
-    import matplotlib.pyplot as plt
-
-    return plt.subplots(**size)[1]
-
 
 def band(ax: Any, x: Tensor, posterior: Any, prob: float, color: str, label: str | None = None) -> None:
     """Draw the central `prob` interval of a posterior's first outcome along x, and its mean."""
-    levels = torch.tensor([(1 - prob) / 2, (1 + prob) / 2], dtype=x.dtype)
-    if hasattr(posterior, "log_weights"):
-        low, high = posterior.quantile(levels)[..., 0]
-    else:  # normal, as of a Gaussian process
-        half = torch.special.ndtri(levels[1]) * posterior.variance[..., 0].sqrt()
-        low, high = posterior.mean[..., 0] - half, posterior.mean[..., 0] + half
-    ax.fill_between(x, low.detach(), high.detach(), color=color, alpha=0.2, lw=0, label=label)
-    ax.plot(x, posterior.mean[..., 0].detach(), color=color, lw=1.8)
+    mean, [(low, high)] = summary(posterior, (prob,), 1.0)
+    ax.fill_between(x, low, high, color=color, alpha=0.2, lw=0, label=label)
+    ax.plot(x, mean, color=color, lw=1.8)
 
 
 def plot_functions(
@@ -64,6 +49,17 @@ def plot_functions(
 
     Returns:
         The axes.
+
+    Raises:
+        ShapeError: The process has several inputs, or x is not a vector.
+
+    Example:
+        >>> import torch, probnn
+        >>> from probnn.plots import plot_functions
+        >>> net = probnn.BayesianNetwork(probnn.MLP(input_dim=1, hidden=(8,)), probnn.priors.NormalWeights())
+        >>> ax = plot_functions(net, torch.linspace(-1, 1, 50), num_functions=3)
+        >>> ax.get_xlabel(), len(ax.lines)
+        ('x', 4)
     """
     if process.input_dim != 1 or x.ndim != 1:
         raise ShapeError(

@@ -1,4 +1,4 @@
-"""Figures: axes in, axes out, and what is on them."""
+"""Figures of functions, and what all figures share."""
 
 from __future__ import annotations
 
@@ -8,16 +8,10 @@ import pytest
 import torch
 
 import probnn
-from probnn.errors import ShapeError
-from probnn.optimization import BayesianOptimization, Integer, Real, Space
-from probnn.plots import plot_functions, plot_progress, plot_slices
+from probnn.errors import DomainError, ShapeError
+from probnn.optimization import BayesianOptimization, Categorical, Integer, Real, Space
+from probnn.plots import plot_functions, plot_pareto, plot_progress, plot_slices, plot_space, style
 from tests.cases import DOUBLE, data, network
-
-
-@pytest.fixture(autouse=True)
-def close_figures():
-    yield
-    plt.close("all")
 
 
 def test_functions_show_mean_interval_draws_and_data() -> None:
@@ -30,34 +24,46 @@ def test_functions_show_mean_interval_draws_and_data() -> None:
         plot_functions(network(), x)
 
 
-def test_progress_is_the_distance_to_the_best_of_all_runs() -> None:
-    space = Space(x=Real(-1.0, 1.0))
-    runs = {}
-    for name, seed in (("a", 0), ("b", 1)):
-        runs[name] = BayesianOptimization(space, minimize="y", surrogate="random", seed=seed).run(lambda x: x * x, 6)
-    ax = plot_progress(runs)
-    curves = [line.get_ydata() for line in ax.lines]
-    assert min(c[-1] for c in curves) == pytest.approx(0)
-    best = min(bo.best_measured.value for bo in runs.values())
-    assert curves[0][-1] == pytest.approx(runs["a"].best_measured.value - best)
-    assert all((np.diff(c) <= 0).all() for c in curves)
-
-
-@pytest.mark.parametrize("goal", ["maximize", "minimize"])
-def test_slices_pass_through_the_best_setting(goal: str) -> None:
-    space = Space(x=Real(0.01, 1.0, log=True), n=Integer(1, 5))
-    bo = BayesianOptimization(space, **{goal: "y"}, surrogate="gp")
-    bo.run(lambda x, n: float(np.log(x)) + 0.1 * n, 6)
-    axes = plot_slices(bo, num_points=9)
-    assert [ax.get_xlabel() for ax in axes[:2]] == ["x", "n"] and axes[0].get_xscale() == "log"
-    mean = axes[0].lines[0].get_ydata()
-    best = bo.best_measured
-    at = space.encode(best.parameters).repeat(9, 1)
-    at[:, 0] = torch.linspace(0, 1, 9, dtype=DOUBLE)
-    expected = bo.fit().posterior(at).mean[:, 0].detach().numpy() * (1 if goal == "maximize" else -1)
-    assert np.allclose(mean, expected)
-    assert mean[-1] > mean[0]
-
-
 def test_import_is_lazy() -> None:
     assert probnn.plots.plot_functions is plot_functions
+    assert probnn.plots.__all__ == sorted(probnn.plots.__all__)
+
+
+@pytest.mark.parametrize("plot", [plot_progress, plot_slices, plot_pareto, plot_space])
+def test_what_is_no_optimisation_is_refused(plot) -> None:
+    with pytest.raises(DomainError, match="expected a BayesianOptimization, got a int"):
+        plot(3)
+
+
+@pytest.mark.parametrize("plot", [plot_progress, plot_slices, plot_space])
+def test_an_optimisation_without_trials_says_what_to_do(plot) -> None:
+    empty = BayesianOptimization(Space(x=Real(0, 1), y=Real(0, 1)), maximize="z", surrogate="gp")
+    with pytest.raises(DomainError, match="first"):
+        plot(empty)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [(1e-4, 1.0, [1e-4, 1e-3, 1e-2, 0.1, 1]), (1, 512, [1, 10, 100]), (2, 30, [2, 5, 10, 20]), (3.1, 3.9, [3.1, 3.9])],
+)
+def test_ticks_of_logarithmic_axes_are_round_and_few(low: float, high: float, expected: list[float]) -> None:
+    assert style.log_ticks(low, high) == pytest.approx(expected)
+    assert len(style.log_ticks(low, high * 1e12)) <= 5
+
+
+def test_labels_of_ticks_are_short() -> None:
+    assert [style.log_label(t) for t in (0.001, 0.1, 500.0, 1e-5, 2e6)] == [
+        "0.001", "0.1", "500", "$10^{-5}$", r"$2\cdot10^{6}$",
+    ]  # fmt: skip
+
+
+def test_axes_of_parameters_have_their_scale_choices_and_room_for_old_rows() -> None:
+    _, ax = plt.subplots()
+    style.parameter_axis(ax, "x", "size", Categorical([1, 10, 100], ordered=True))
+    assert [t.get_text() for t in ax.get_xticklabels()] == ["1", "10", "100"] and ax.get_xlabel() == "size"
+    assert style.place(Categorical([1, 10, 100], ordered=True), 100) == 2
+    style.parameter_axis(ax, "y", "rate", Real(0.01, 1.0, log=True), [5.0])
+    assert ax.get_yscale() == "log" and ax.get_ylim()[1] > 5 and ax.get_ylim()[0] < 0.01
+    _, other = plt.subplots()
+    style.parameter_axis(other, "x", "depth", Integer(1, 3))
+    assert all(t == round(t) for t in other.get_xticks())

@@ -1,0 +1,169 @@
+"""Which setting an optimisation suggests next."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from .. import random as rnd
+from ..errors import ConvergenceError, DomainError
+from .acquisition import OverSpace, build
+from .feasible import design
+from .search import Key, best_of_pool, best_setting, key_of, quiet
+
+if TYPE_CHECKING:
+    from .loop import BayesianOptimization
+
+
+class ExhaustedError(DomainError):
+    """Every setting there is was suggested already."""
+
+
+MAX_SKIPS = 64  # settings of a design that were tried already
+
+
+def choose(bo: BayesianOptimization, fixed: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """The next setting and where it comes from.
+
+    Args:
+        bo: The optimisation, with everything asked and told so far.
+        fixed: Values to keep, by name.
+    """
+    if bo.replicates > 1 and (again := _to_replicate(bo, fixed)) is not None:
+        return dict(again), "replicate"
+    if bo.surrogate == "random":
+        return _random(bo, fixed), "random"
+    used = {key_of(bo.space, t.parameters) for t in bo.trials if t.status != "abandoned"}
+    if len(used) < bo.num_initial or any(len(bo.data(name).X) < 2 for name in bo.goals.outcomes):
+        return _initial(bo, fixed), "initial"
+    try:
+        return _from_model(bo, fixed), "model" if bo.pool is None else "pool"
+    except ConvergenceError as error:
+        warnings.warn(f"BayesianOptimization.ask: a random setting instead of a model's: {error}", stacklevel=4)
+        return _random(bo, fixed), f"random({error})"
+
+
+def _to_replicate(bo: BayesianOptimization, fixed: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The latest setting that was suggested fewer times than it should be."""
+    count: dict[Key, int] = {}
+    latest: dict[Key, Any] = {}
+    for trial in bo.trials:
+        if trial.status != "abandoned":
+            key = key_of(bo.space, trial.parameters)
+            count[key] = count.get(key, 0) + 1
+            latest[key] = trial
+    for key, trial in reversed(latest.items()):
+        kept = all(trial.parameters[name] == value for name, value in fixed.items())
+        if kept and trial.source != "user" and trial.status != "failed" and count[key] < bo.replicates:
+            return dict(trial.parameters)
+    return None
+
+
+def _taken(bo: BayesianOptimization) -> set[Key]:
+    return {key_of(bo.space, t.parameters) for t in bo.trials}
+
+
+def _seed(bo: BayesianOptimization) -> int:
+    """One for every trial, that does not depend on what a process did before."""
+    return (bo.seed + 1_000_003 * bo.next_number) % 2**62
+
+
+def _initial(bo: BayesianOptimization, fixed: dict[str, Any]) -> dict[str, Any]:
+    """The next setting of a space-filling sequence that was not tried."""
+    if bo.pool is not None:
+        return _random(bo, fixed)
+    taken, at = _taken(bo), sum(t.source == "initial" for t in bo.trials)
+    for skip in range(at, at + MAX_SKIPS):
+        [values] = design(bo.space, 1, bo.seed, fixed, skip=skip)
+        if key_of(bo.space, values) not in taken:
+            return values
+    raise _exhausted(fixed)
+
+
+def _random(bo: BayesianOptimization, fixed: dict[str, Any]) -> dict[str, Any]:
+    """A random setting that was not tried."""
+    taken = _taken(bo)
+    if bo.pool is not None:
+        free = [c for c in _candidates(bo, fixed) if key_of(bo.space, c) not in taken]
+        if not free:
+            raise _pool_is_empty()
+        return dict(free[int(torch.randint(len(free), (), generator=rnd.generator_from(_seed(bo))))])
+    for skip in range(MAX_SKIPS):
+        [values] = design(bo.space, 1, _seed(bo), fixed, skip=skip)
+        if key_of(bo.space, values) not in taken:
+            return values
+    raise _exhausted(fixed)
+
+
+def _candidates(bo: BayesianOptimization, fixed: Mapping[str, Any]) -> list[dict[str, Any]]:
+    pool = bo.pool.candidates if bo.pool is not None else []
+    able = [c for c in pool if all(c[name] == value for name, value in fixed.items())]
+    if not able:
+        raise DomainError(f"BayesianOptimization.ask: no candidate of the pool has {dict(fixed)}")
+    return able
+
+
+def _exhausted(fixed: Mapping[str, Any]) -> ExhaustedError:
+    with_fixed = f" with {dict(fixed)}" if fixed else ""
+    return ExhaustedError(
+        f"BayesianOptimization.ask: every setting found{with_fixed} was suggested already; replicates= suggests "
+        "settings more than once, and a wider space has others"
+    )
+
+
+def _pool_is_empty() -> ExhaustedError:
+    return ExhaustedError("BayesianOptimization.ask: every candidate of the pool was suggested already")
+
+
+def _from_model(bo: BayesianOptimization, fixed: dict[str, Any]) -> dict[str, Any]:
+    space, goals, models = bo.model_space, bo.goals, bo.models()
+    done = bo.complete or [t for t in bo.trials if bo.target in t.values]
+    success = bo.success()
+    waiting = [t for t in bo.trials if t.status == "pending"]
+    if success is None:  # nothing is gained near a failed setting that it would not give
+        waiting += [t for t in bo.trials if t.status == "failed"]
+    able = [goals.scores(t) for t in bo.trials if goals.is_feasible(t)]
+    with rnd.forked(rnd.generator_from(_seed(bo))), quiet():
+        inner = build(
+            bo.acquisition,
+            models,
+            goals,
+            bo.points(done),
+            torch.tensor(able, dtype=torch.double).reshape(-1, len(goals.targets)),
+            bo.points(waiting),
+            reference=_reference(bo),
+            seed=_seed(bo),
+        )
+    unit = float(bo.data().Y.std()) if bo.acquisition == "thompson" else 1.0
+    acquisition = OverSpace(inner, space, success, unit)
+    if bo.pool is not None:
+        candidates = _candidates(bo, fixed)
+        points = torch.stack([space.coordinates(c) for c in candidates])
+        values = best_of_pool(acquisition, space, candidates, points, _taken(bo))
+        if values is None:
+            raise _pool_is_empty()
+        return values
+    good = [t for t in done if all(name in t.values for name in goals.targets)]
+    good = sorted((t for t in good if not space.violations(t.parameters)), key=goals.scores, reverse=True)
+    near = [{**t.parameters, **fixed} for t in good[:4]]
+    values = best_setting(acquisition, space, near, _taken(bo), fixed=fixed, seed=_seed(bo), turn=bo.next_number)
+    if values is None:
+        raise _exhausted(fixed)
+    return values
+
+
+def _reference(bo: BayesianOptimization) -> Tensor | None:
+    """The reference point of the hypervolume, in scores."""
+    goals = bo.goals
+    if len(goals.targets) == 1:
+        return None
+    if bo.reference is not None:
+        return torch.tensor([goals.sign(n) * bo.reference[n] for n in goals.targets], dtype=torch.double)
+    able = [t for t in bo.trials if goals.is_feasible(t)] or bo.complete
+    if not able:  # no row has all outcomes: the worst of each
+        return torch.stack([bo.data(name).Y.min() for name in goals.targets])
+    return goals.reference_point(torch.tensor([goals.scores(t) for t in able], dtype=torch.double))
