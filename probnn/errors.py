@@ -1,4 +1,4 @@
-"""Every error and warning the library raises.
+"""Every error and warning of the library's own.
 
 A message says where, what was expected, what came and what to do, for example
 ``HMC.fit: X must have shape (n, 2) to match the prior (d = 2), got (30, 3)``.
@@ -6,7 +6,11 @@ A message says where, what was expected, what came and what to do, for example
 
 from __future__ import annotations
 
+import sys
 from typing import Any
+
+# Whose frames are skipped in the search for the line a warning is about.
+_INSIDE = frozenset({"botorch", "contextlib", "gpytorch", "linear_operator", "probnn", "pyro", "torch"})
 
 
 class ProbnnError(Exception):
@@ -57,9 +61,17 @@ class PrecisionWarning(UserWarning):
     """Single precision where the algorithm wants double."""
 
 
-class ExtrapolationWarning(UserWarning):
-    """A prediction lies outside the region the object was made for."""
-
-
 class SmallSampleWarning(UserWarning):
     """Too few samples or replicates for the number to mean much."""
+
+
+def user_level() -> int:
+    """The `stacklevel` with which a warning names the user's line.
+
+    The first frame outside the library and what it is built on, counted from the function that asks; the
+    outermost one where there is none.
+    """
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _INSIDE:
+        frame, level = frame.f_back, level + 1
+    return level

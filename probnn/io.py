@@ -15,6 +15,7 @@ import math
 import os
 import tempfile
 from collections.abc import Callable, Iterator
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -77,7 +78,10 @@ def _find(name: str) -> type | None:
 def _encode(x: Any, tensors: dict[str, Tensor], path: str) -> Any:
     if x is None or isinstance(x, (bool, int, str)):
         return x
-    if isinstance(x, float):
+    if isinstance(x, Integral):  # numpy's
+        return int(x)
+    if isinstance(x, Real):
+        x = float(x)
         return x if math.isfinite(x) else {"float": repr(x)}
     if isinstance(x, Tensor):
         # A copy, because safetensors refuses tensors that share memory.
@@ -160,8 +164,9 @@ def save(obj: Any, path: str | os.PathLike[str]) -> None:
         path: The file; an existing one is replaced in one step.
 
     Raises:
-        SerializationError: A part of the object has no saved form; nothing is written.
+        SerializationError: A part of the object has no saved form, or the file cannot be written; nothing is.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     tensors: dict[str, Tensor] = {}
@@ -170,8 +175,22 @@ def save(obj: Any, path: str | os.PathLike[str]) -> None:
         raise SerializationError(f"save: expected an object of the library, got a {type(obj).__name__}")
     provenance = {"probnn": __version__, "torch": str(torch.__version__)}
     header = {"format": FORMAT, "version": __version__, **body, "provenance": provenance}
-    with replacing(path) as temporary:
-        save_file(tensors, temporary, metadata={"probnn": json.dumps(header, allow_nan=False)})
+    metadata = {"probnn": json.dumps(header, allow_nan=False)}
+    try:
+        with replacing(path) as temporary:
+            save_file(tensors, temporary, metadata=metadata)
+    except (OSError, SafetensorError) as error:
+        raise SerializationError(f"save: cannot write {os.fspath(path)} ({_reason(path, error)})") from error
+
+
+def _reason(path: str | os.PathLike[str], error: Exception) -> str:
+    """Why a file cannot be written, in words that do not name the temporary one."""
+    if os.path.isdir(path):
+        return "it is a folder; give the name of a file in it"
+    folder = os.path.dirname(os.path.abspath(os.fspath(path)))
+    if not os.path.isdir(folder):
+        return f"there is no folder {folder}; make it first"
+    return getattr(error, "strerror", None) or str(error)
 
 
 def load(path: str | os.PathLike[str], *, network: Any = None) -> Any:
@@ -196,10 +215,18 @@ def load(path: str | os.PathLike[str], *, network: Any = None) -> Any:
         raise FileNotFoundError(f"probnn.load: no file {path}")
     try:
         with safe_open(path, "pt") as file:
-            header = json.loads((file.metadata() or {})["probnn"])
+            metadata = file.metadata() or {}
+            if "probnn" not in metadata:
+                raise SerializationError(
+                    f"probnn.load: {path} is a safetensors file, but not one that probnn wrote (no entry 'probnn'); "
+                    "read its tensors with safetensors.torch.load_file"
+                )
+            header = json.loads(metadata["probnn"])
             # A copy lies where memory is aligned; in the file it need not be, and sums then differ in the last bit.
             tensors = {key: file.get_tensor(key).clone() for key in file.keys()}
         newest = int(header["format"])
+    except SerializationError:
+        raise
     except Exception as error:  # safetensors raises its own type, json and lookups theirs
         raise SerializationError(f"probnn.load: {path} is not a whole probnn file ({error})") from error
     if newest != FORMAT:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -17,16 +18,15 @@ from .errors import DomainError
 
 
 def check_seed(where: str, seed: int) -> int:
-    """Return `seed` if it is an integer from 0 to 2**63 - 1, else raise `DomainError`."""
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
+    """Return `seed` as an int if it is an integer (or numpy's) from 0 to 2**63 - 1, else raise `DomainError`."""
+    if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= seed < 2**63:
         raise DomainError(f"{where}: seed must be an integer from 0 to 2**63 - 1, got {seed!r}")
-    return seed
+    return int(seed)
 
 
 def generator_from(seed: int, *, device: torch.device | str | None = None) -> torch.Generator:
     """A new generator on `device` (default CPU), seeded with `seed`."""
-    check_seed("generator_from", seed)
-    return torch.Generator(device=device or "cpu").manual_seed(seed)
+    return torch.Generator(device=device or "cpu").manual_seed(check_seed("generator_from", seed))
 
 
 def normal(
@@ -85,7 +85,8 @@ def forked(generator: torch.Generator | None) -> Iterator[None]:
         yield
         return
     seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
-    devices = [generator.device] if generator.device.type == "cuda" else []
+    # torch.manual_seed reseeds every device, whichever the generator is on.
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         yield

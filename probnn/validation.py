@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -27,11 +28,11 @@ def tensor(
         raise DomainError(f"{where}: {name} must be floating point, got {x.dtype}; convert it with .double()")
     if dtype is not None and x.dtype != dtype:
         raise DomainError(
-            f"{where}: {name} must have dtype {dtype}, got {x.dtype}; convert one of them with .to(dtype)"
+            f"{where}: {name} must have dtype {dtype}, got {x.dtype}; convert one of them with .to(dtype=...)"
         )
     if device is not None and x.device != device:
         raise DomainError(
-            f"{where}: {name} must be on device {device}, got {x.device}; move one of them with .to(device)"
+            f"{where}: {name} must be on device {device}, got {x.device}; move one of them with .to(device=...)"
         )
     if not torch.isfinite(x).all():
         bad = (~torch.isfinite(x)).nonzero()[:5].tolist()
@@ -49,14 +50,15 @@ def inputs(
     dtype: torch.dtype | None = None,
     device: torch.device | None = None,
     batched: bool = True,
+    name: str = "X",
 ) -> Tensor:
-    """Check that X has shape ``... x n x d``, or ``n x d`` where not `batched`."""
-    lead = "..., n" if batched else "n"
+    """Check that X has shape ``... x n x d``, or ``n x d`` where not `batched`; `name` is what its caller calls it."""
+    shape = f"({'..., n' if batched else 'n'}, {input_dim})"
     if not torch.is_tensor(X):
-        raise DomainError(f"{where}: X must be a torch tensor of shape ({lead}, {input_dim}), got a {type(X).__name__}")
+        raise DomainError(f"{where}: {name} must be a torch tensor of shape {shape}, got a {type(X).__name__}")
     if X.ndim < 2 or (not batched and X.ndim != 2) or X.shape[-1] != input_dim:
-        raise ShapeError(f"{where}: X must have shape ({lead}, {input_dim}) to match d = {input_dim}, got {_shape(X)}")
-    return tensor(where, "X", X, dtype=dtype, device=device)
+        raise ShapeError(f"{where}: {name} must have shape {shape} to match d = {input_dim}, got {_shape(X)}")
+    return tensor(where, name, X, dtype=dtype, device=device)
 
 
 def outcomes(where: str, name: str, Y: Any, X: Tensor, num_outcomes: int, *, batched: bool = True) -> Tensor:
@@ -76,31 +78,32 @@ def outcomes(where: str, name: str, Y: Any, X: Tensor, num_outcomes: int, *, bat
     return tensor(where, name, Y, dtype=X.dtype, device=X.device)
 
 
-def variances(where: str, V: Any, X: Tensor, num_outcomes: int) -> Tensor:
-    """Check known noise variances: the shape of Y, finite and positive."""
-    outcomes(where, "noise_variance", V, X, num_outcomes)
+def variances(where: str, V: Any, X: Tensor, num_outcomes: int, *, name: str = "noise_variance") -> Tensor:
+    """Check known noise variances: the shape of Y, finite and positive; `name` is what their caller calls them."""
+    outcomes(where, name, V, X, num_outcomes)
     if not (V > 0).all():
         raise DomainError(
-            f"{where}: noise_variance must be positive, got a minimum of {V.min().item():.3g}; "
+            f"{where}: {name} must be positive, got a minimum of {V.min().item():.3g}; "
             "give exact outcomes a small variance instead"
         )
     return V
 
 
 def positive_int(where: str, name: str, value: Any, minimum: int = 1) -> int:
-    """Check that `value` is an integer of at least `minimum`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+    """Check that `value` is an integer (Python's or numpy's) of at least `minimum`; return it as Python's."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < minimum:
         raise DomainError(f"{where}: {name} must be an integer >= {minimum}, got {value!r}")
-    return value
+    return int(value)
 
 
 def positive(where: str, name: str, value: Any, *, maximum: float = math.inf, allow_zero: bool = False) -> Any:
-    """Check that `value` (a number or a tensor) is finite, positive and at most `maximum`."""
+    """Check that `value` (a number or a tensor) is finite, positive and at most `maximum`; numpy's become Python's."""
     if torch.is_tensor(value):
         low, high = (value.min().item(), value.max().item()) if value.numel() else (1.0, 1.0)
-    elif isinstance(value, bool) or not isinstance(value, (int, float)):
+    elif isinstance(value, bool) or not isinstance(value, Real):
         raise DomainError(f"{where}: {name} must be a number, got {value!r}")
     else:
+        value = value if isinstance(value, (int, float)) else float(value)
         low = high = float(value)
     bound = "" if maximum == math.inf else f" and at most {maximum:g}"
     if not (low > 0 or (allow_zero and low == 0)) or not high <= maximum or not math.isfinite(high):
@@ -108,6 +111,31 @@ def positive(where: str, name: str, value: Any, *, maximum: float = math.inf, al
             f"{where}: {name} must be {'non-negative' if allow_zero else 'positive'} and finite{bound}, got {value!r}"
         )
     return value
+
+
+def probability(where: str, name: str, value: Any) -> float:
+    """Check that `value` is a number strictly between 0 and 1."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < float(value) < 1:
+        raise DomainError(f"{where}: {name} must be a probability between 0 and 1, got {value!r}")
+    return float(value)
+
+
+def float_dtype(where: str, dtype: Any) -> torch.dtype:
+    """Check that `dtype` is a floating-point dtype of torch."""
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise DomainError(f"{where}: dtype must be a floating-point dtype such as torch.float64, got {dtype!r}")
+    return dtype
+
+
+def device(where: str, where_to: Any) -> torch.device:
+    """Check that `where_to` names a device of this machine; return it with its index."""
+    try:
+        return torch.empty(0, device=where_to).device
+    except (RuntimeError, TypeError, AssertionError) as error:  # AssertionError: a torch built without that device
+        first = str(error).partition("\n")[0]
+        raise DomainError(
+            f"{where}: device must be one of this machine such as 'cpu' or 'cuda:0', got {where_to!r} ({first})"
+        ) from None
 
 
 def choice(where: str, name: str, value: Any, options: tuple[str, ...]) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,7 +16,7 @@ from .. import validation
 from .._version import __version__
 from ..errors import DomainError, UnsupportedError
 from ..likelihoods import Gaussian, Likelihood
-from ..process import EmpiricalProcess
+from ..process import EmpiricalProcess, StochasticProcess
 
 if TYPE_CHECKING:
     import pandas
@@ -133,32 +135,71 @@ def arviz_summary(data: Any, *, prob: float = 0.9, var_names: Sequence[str] | No
     """ArviZ's table of the posterior group: mean, sd, interval, Monte Carlo error, ESS and R-hat.
 
     The interval is the highest-density one with a probability said aloud, because what ArviZ takes
-    when nothing is said changed from 0.94 to 0.89 between its versions.
+    when nothing is said changed from 0.94 to 0.89 between its versions. What cannot be computed has no column: R-hat
+    needs two chains, and the ESS, the Monte Carlo error and R-hat need four draws a chain, so that the table of an
+    ensemble, whose members are chains of one draw, has mean, sd and interval alone.
 
     Args:
         data: What :func:`to_arviz` returned.
         prob: Probability of the interval.
-        var_names: Variables to show; None: all.
+        var_names: Variables to show, or the one; with ArviZ's ``"~"`` in front, variables to leave out. None: all.
 
     Returns:
         A data frame, one row a scalar, not rounded. The names of the interval's two columns are ArviZ's.
 
     Raises:
-        DomainError: `prob` is not between 0 and 1.
+        DomainError: `data` has no posterior group, `prob` is not between 0 and 1, or there is no variable of such a
+            name.
 
     Example:
         >>> import torch, probnn
         >>> prior = probnn.BayesianNetwork(probnn.MLP(input_dim=2, hidden=(5,)), probnn.priors.NormalWeights())
         >>> table = arviz_summary(prior.draws(100).to_arviz(X_test=torch.zeros(2, 2)), prob=0.8)
-        >>> table.index.tolist(), "r_hat" in table
-        (['f[0, 0]', 'f[1, 0]'], True)
+        >>> table.index.tolist(), "ess_bulk" in table, "r_hat" in table  # one chain has no R-hat
+        (['f[0, 0]', 'f[1, 0]'], True, False)
     """
-    if isinstance(prob, bool) or not isinstance(prob, (int, float)) or not 0 < prob < 1:
-        raise DomainError(f"arviz_summary: prob must be a probability between 0 and 1, got {prob!r}")
-    names = None if var_names is None else list(var_names)
+    where = "arviz_summary"
+    prob = validation.probability(where, "prob", prob)
+    group = _posterior_group(where, data)
+    names = None if var_names is None else [var_names] if isinstance(var_names, str) else list(var_names)
+    unknown = [name for name in names or [] if str(name).removeprefix("~") not in group]
+    if unknown:
+        raise DomainError(f"{where}: no variables {unknown} in the posterior group; it has {sorted(group.data_vars)}")
     arviz, trees = _arviz()
     interval = {"ci_prob": prob, "ci_kind": "hdi"} if trees else {"hdi_prob": prob}
-    return arviz.summary(data, var_names=names, round_to="none", **interval)
+    kind = {} if group.sizes["draw"] >= 4 else {"kind": "stats"}
+    with _without_shape_complaints():
+        table = arviz.summary(data, var_names=names, round_to="none", **kind, **interval)
+    return table if group.sizes["chain"] > 1 else table.drop(columns="r_hat", errors="ignore")
+
+
+def _posterior_group(where: str, data: Any) -> Any:
+    """The posterior of labelled groups, with its chains and draws."""
+    import xarray
+
+    arviz, trees = _arviz()
+    kind = xarray.DataTree if trees else arviz.InferenceData
+    if not isinstance(data, kind):
+        hint = "posterior.to_arviz(X_test=...)" if isinstance(data, StochasticProcess) else "what to_arviz returns"
+        raise DomainError(f"{where}: data must be labelled groups of draws, got a {type(data).__name__}; give {hint}")
+    if "posterior" not in data or not {"chain", "draw"} <= set(data["posterior"].sizes):
+        raise DomainError(f"{where}: data has no posterior group with chains and draws; give what to_arviz returns")
+    return data["posterior"]
+
+
+@contextlib.contextmanager
+def _without_shape_complaints() -> Iterator[None]:
+    """Keep ArviZ 0.x from logging that one chain has no R-hat: the table says so by having no such column."""
+    logger = logging.getLogger("arviz")
+
+    def keep(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith("Shape validation failed")
+
+    logger.addFilter(keep)
+    try:
+        yield
+    finally:
+        logger.removeFilter(keep)
 
 
 _GROUPS = (

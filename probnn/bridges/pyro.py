@@ -16,10 +16,10 @@ from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
 
 from .. import validation
-from ..errors import DomainError, ShapeError
+from ..errors import DomainError, ShapeError, UnsupportedError
 from ..inference import FitInfo
 from ..likelihoods import Gaussian, Likelihood
-from ..process import EmpiricalProcess, ParametricProcess
+from ..process import EmpiricalProcess, ParametricProcess, StochasticProcess
 from ..process.base import moved
 
 if TYPE_CHECKING:
@@ -59,7 +59,8 @@ def to_pyro(prior: ParametricProcess, likelihood: Likelihood) -> Callable[..., T
         The model. It can be pickled, as Pyro's parallel chains demand, if prior and likelihood can.
 
     Raises:
-        DomainError: Not a parametric process or not a likelihood, or the number of channels does not fit.
+        UnsupportedError: The prior is not parametric.
+        DomainError: Not a process, not a likelihood, or the number of channels does not fit.
 
     Example:
         >>> import torch, probnn
@@ -228,8 +229,10 @@ def _plain(value: Tensor) -> Tensor:
 
 
 def _check_parts(where: str, prior: Any, likelihood: Any) -> None:
+    if not isinstance(prior, StochasticProcess):
+        raise DomainError(f"{where}: prior must be a StochasticProcess, got a {type(prior).__name__}")
     if not isinstance(prior, ParametricProcess):
-        raise DomainError(
+        raise UnsupportedError(
             f"{where}: prior must be parametric (such as probnn.BayesianNetwork), got a {type(prior).__name__}"
         )
     if not isinstance(likelihood, Likelihood):

@@ -1,10 +1,13 @@
-"""`probnn info`: what is installed and what is registered."""
+"""Show what is installed and what is registered."""
 
 from __future__ import annotations
 
+import argparse
 import platform
+import sys
 from importlib.metadata import version
-from typing import TextIO
+
+HELP = "versions of probnn and what it stands on, threads, surrogates"
 
 PACKAGES = (
     "torch",
@@ -20,7 +23,11 @@ PACKAGES = (
 )
 
 
-def info(out: TextIO) -> int:
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """There are none."""
+
+
+def run(options: argparse.Namespace) -> int:
     """Write versions, threads, devices and registered surrogates."""
     import torch
 
@@ -32,5 +39,5 @@ def info(out: TextIO) -> int:
     rows += [("threads", str(torch.get_num_threads())), ("cuda", "yes" if torch.cuda.is_available() else "no")]
     rows += [("surrogates", ", ".join(available_surrogates()))]
     for name, value in rows:
-        out.write(f"{name:<12} {value}\n")
+        sys.stdout.write(f"{name:<12} {value}\n")
     return 0

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .. import random as rnd
 from .. import validation
-from ..errors import DomainError, ShapeError, SmallSampleWarning, UnsupportedError
+from ..errors import DomainError, ShapeError, SmallSampleWarning, UnsupportedError, user_level
 from ..likelihoods import Likelihood
 from ..process import EmpiricalProcess, ParametricProcess, StochasticProcess
 from ..progress import Progress
@@ -141,7 +141,7 @@ def uniformity_test(ranks: Tensor, num_draws: int, bins: int = 10) -> Uniformity
             f"{where}: {float(expected.min()):.1f} of {size} replications are expected in a bin, too few for the "
             "chi-square law; use fewer bins or more replications",
             SmallSampleWarning,
-            stacklevel=2,
+            stacklevel=user_level(),
         )
     binned = values[ranks.long()]
     observed = torch.stack([(binned == b).sum(0) for b in range(bins)], -1)

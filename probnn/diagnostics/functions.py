@@ -96,7 +96,9 @@ def function_statistics(
         seed: Seed of the functions and the points; torch's global stream is not touched.
 
     Returns:
-        The statistics, in float64. Their standard errors are over functions, at these points.
+        The statistics, in float64. Their standard errors are over functions, at these points, and to first order:
+        in repetitions with 100 functions of heavy-tailed priors (random scales, Student-t weights) total, offset and
+        share vary by up to a quarter more than they say, the means over functions by 5 % at most.
 
     Raises:
         ShapeError: The bounds are not ``2 x d``.

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from .. import validation
-from ..errors import ConvergenceWarning, DomainError, ShapeError
+from ..errors import ConvergenceWarning, DomainError, ShapeError, user_level
 from .chains import ess_for, mcse_for, quantile, rank_rhat, rhat_of, split, variance
 
 _MIN_DRAWS = 4  # each half of a chain needs two draws to have a variance
@@ -297,7 +297,7 @@ def _withhold(where: str, values: Tensor, stuck: Tensor) -> Tensor:
             "chain, the others because too many draws coincide; the sampler is stuck there, or the variable is "
             "constant or discrete by construction",
             ConvergenceWarning,
-            stacklevel=3,
+            stacklevel=user_level(),
         )
     return values
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .. import random as rnd
 from .. import validation
-from ..errors import DomainError, PrecisionWarning, ShapeError
+from ..errors import DomainError, PrecisionWarning, ShapeError, UnsupportedError, user_level
 from ..likelihoods import Likelihood
 from ..process import EmpiricalProcess, ParametricProcess, StochasticProcess
 from ..process.base import moved
@@ -77,7 +77,7 @@ class Session:
     def warn(self, message: str, category: type[Warning]) -> None:
         """Warn the user, and keep the words for `FitInfo.warnings`."""
         self.warnings.append(message)
-        warnings.warn(message, category, stacklevel=4)
+        warnings.warn(message, category, stacklevel=user_level())
 
     def info(self, **facts: Any) -> FitInfo:
         """The facts with the method's name, the time taken and the warnings."""
@@ -94,6 +94,7 @@ class InferenceMethod(ABC):
     """
 
     needs_parameters: ClassVar[bool] = True  # works on ParametricProcess priors only
+    needs_density: ClassVar[bool] = True  # takes no EmpiricalProcess as prior, whose draws have no log_prob
     prefers_double: ClassVar[bool] = False  # warns on float32 data
     references: ClassVar[tuple[str, ...]] = ()
 
@@ -133,19 +134,30 @@ class InferenceMethod(ABC):
         """
         where = f"{type(self).__name__}.fit"
         rnd.check_seed(where, seed)
+        if callback is not None and not callable(callback):
+            raise DomainError(f"{where}: callback must be callable as callback(step, total, state), got {callback!r}")
         if not isinstance(prior, StochasticProcess):
             raise DomainError(f"{where}: prior must be a StochasticProcess, got a {type(prior).__name__}")
         if not isinstance(likelihood, Likelihood):
             raise DomainError(f"{where}: likelihood must be a probnn likelihood, got a {type(likelihood).__name__}")
         if self.needs_parameters and not isinstance(prior, ParametricProcess):
-            raise DomainError(
+            raise UnsupportedError(
                 f"{where}: prior must be parametric (such as probnn.BayesianNetwork), got a {type(prior).__name__}; "
                 "probnn.Exact infers Gaussian processes"
             )
+        if self.needs_density and isinstance(prior, EmpiricalProcess):
+            raise UnsupportedError(
+                f"{where}: prior is a posterior of draws, and draws have no density; fit the first prior on all data "
+                "at once (init= starts from the draws), use the posterior of probnn.Laplace or probnn.MeanFieldVI as "
+                "the prior, or reweight the draws by a few new rows with prior.condition(X, Y)"
+            )
+        self._check_parts(prior, likelihood)
+        single_or_double(where, X)
         validation.inputs(where, X, prior.input_dim, batched=False)
         validation.outcomes(where, "Y", Y, X, likelihood.outcomes(prior.output_dim), batched=False)
         likelihood.check_outcomes(where, Y)
         if noise_variance is not None:
+            validation.outcomes(where, "noise_variance", noise_variance, X, Y.shape[-1], batched=False)
             validation.variances(where, noise_variance, X, Y.shape[-1])
             likelihood = likelihood.given_noise(noise_variance)
         self._check_init(where, prior, init)
@@ -180,6 +192,9 @@ class InferenceMethod(ABC):
         psi = likelihood.sample_prior((1, 256), generator=session.generator, dtype=theta.dtype, device=theta.device)
         return EmpiricalProcess(prior, theta, psi, likelihood, info=session.info())
 
+    def _check_parts(self, prior: Any, likelihood: Likelihood) -> None:
+        """Raise `UnsupportedError` for a prior or a likelihood of a kind the method does not know."""
+
     def _check_init(self, where: str, prior: Any, init: Any) -> None:
         if init is None:
             return
@@ -190,3 +205,9 @@ class InferenceMethod(ABC):
                 f"{where}: init must have the prior's {prior.num_parameters} parameters, it has {init.num_parameters}; "
                 "leave init out to start cold"
             )
+
+
+def single_or_double(where: str, X: Any) -> None:
+    """Raise `DomainError` for data in half precision, in which neither factorisations nor samplers work."""
+    if torch.is_tensor(X) and X.is_floating_point() and X.dtype not in (torch.float32, torch.float64):
+        raise DomainError(f"{where}: X must be float32 or float64, got {X.dtype}; convert the data with .double()")

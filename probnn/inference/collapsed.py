@@ -141,7 +141,7 @@ class CollapsedTarget(Target):
         Y = self.Y.expand(*phi.shape[:-1], self.Y.shape[-1])
         free = rnd.normal((*phi.shape[:-2], phi.shape[-1], Y.shape[-1]), generator=generator, like=phi)
         noise = variance.sqrt() * rnd.normal(Y.shape, generator=generator, like=phi)
-        alpha, _, _ = _solve(Y - phi @ free - noise, phi, variance)
+        alpha, _, _, _ = _solve(Y - phi @ free - noise, phi, variance)
         drawn = free + phi.mT @ alpha
         # Normal weights are their own coordinates; those of hierarchical ones are whitened, as these coefficients are.
         unit = theta.new_ones(2) if self._hierarchical else self._scales(theta)
@@ -207,8 +207,8 @@ class CollapsedTarget(Target):
         return phi, back
 
 
-def _solve(y: Tensor, phi: Tensor, variance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """``A^-1 y``, ``A^-1 Phi`` and ``log|A|`` for ``A = Phi Phi^T + diag(v)``, on the smaller side.
+def _solve(y: Tensor, phi: Tensor, variance: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """``A^-1 y``, ``A^-1 Phi``, ``log|A|`` and ``tr(y^T A^-1 y)`` for ``A = Phi Phi^T + diag(v)``, on the smaller side.
 
     Args:
         y: Right-hand sides ``... x n x m``.
@@ -216,7 +216,7 @@ def _solve(y: Tensor, phi: Tensor, variance: Tensor) -> tuple[Tensor, Tensor, Te
         variance: v, ``... x (1 or n) x k`` with k = 1 (common to the right-hand sides) or m.
 
     Returns:
-        ``... x n x m``, ``... x k x n x p`` and ``... x k``; NaN where A is not positive definite.
+        ``... x n x m``, ``... x k x n x p``, ``... x k`` and ``...``; NaN where A is not positive definite.
     """
     (n, p), m, k = phi.shape[-2:], y.shape[-1], variance.shape[-1]
     v = variance.mT.unsqueeze(-1)  # ... x k x (1 or n) x 1
@@ -228,23 +228,28 @@ def _solve(y: Tensor, phi: Tensor, variance: Tensor) -> tuple[Tensor, Tensor, Te
         root, info = torch.linalg.cholesky_ex(A)
         alpha, weighed = torch.cholesky_solve(torch.cat([y, phi], -1), root).split((m // k, p), -1)
         log_det = 2 * root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        square = (y * alpha).sum((-1, -2, -3))
     else:
         scaled = phi / v
         B = phi.mT @ scaled
         B.diagonal(dim1=-2, dim2=-1).add_(1.0)
         root, info = torch.linalg.cholesky_ex(B)
         solved = torch.cholesky_solve(torch.cat([scaled.mT @ y, scaled.mT], -1), root)
-        alpha, weighed = (y - phi @ solved[..., : m // k]) / v, solved[..., m // k :].mT
+        beta, weighed = solved[..., : m // k], solved[..., m // k :].mT
+        residual = y - phi @ beta
+        alpha = residual / v
+        # y . alpha would be a small difference of large numbers where the noise is tiny; these are squares.
+        square = (residual * alpha).sum((-1, -2, -3)) + beta.square().sum((-1, -2, -3))
         log_det = 2 * root.diagonal(dim1=-2, dim2=-1).log().sum(-1) + v.log().expand(*v.shape[:-2], n, 1).sum((-1, -2))
     alpha = alpha.squeeze(-3) if k == 1 else alpha.squeeze(-1).mT
-    return alpha, weighed, torch.where(info > 0, torch.nan, log_det)
+    return alpha, weighed, torch.where(info > 0, torch.nan, log_det), square
 
 
 def _marginal(Y: Tensor, phi: Tensor, variance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """``sum_j log N(y_j; 0, A_j)`` with its gradients in Phi, and in every row's noise variance ``... x n x m``."""
     (n, m), k = Y.shape[-2:], variance.shape[-1]
-    alpha, weighed, log_det = _solve(Y.expand(*phi.shape[:-1], m), phi, variance)
-    value = -0.5 * ((Y * alpha).sum((-1, -2)) + (m // k) * log_det.sum(-1) + n * m * _LOG_2PI)
+    alpha, weighed, log_det, square = _solve(Y.expand(*phi.shape[:-1], m), phi, variance)
+    value = -0.5 * (square + (m // k) * log_det.sum(-1) + n * m * _LOG_2PI)
     dphi = alpha @ (alpha.mT @ phi) - (m // k) * weighed.sum(-3)
     precision = (1 - (weighed * phi.unsqueeze(-3)).sum(-1)).mT / variance  # the diagonal of A^-1, ... x n x k
     return value, dphi, 0.5 * (alpha.square() - precision)

@@ -51,6 +51,9 @@ class Exact(InferenceMethod):
     `info.trace["loss"]` the negative log posterior per observation at each evaluation. No data give the prior
     back, with an inferred noise at the median of its prior.
 
+    Variances that `predict` gives in closed form are never below 1e-10 (1e-6 in single precision), a floor of
+    gpytorch's in the units of Y: standardise Y.
+
     Example:
         >>> import gpytorch, torch, probnn
         >>> X = torch.linspace(0, 1, 8, dtype=torch.double).unsqueeze(-1)
@@ -78,7 +81,7 @@ class Exact(InferenceMethod):
         validation.positive_int("Exact", "restarts", self.restarts, minimum=0)
         validation.positive_int("Exact", "max_steps", self.max_steps)
 
-    def _check(self, prior: Any, likelihood: Likelihood) -> None:
+    def _check_parts(self, prior: Any, likelihood: Likelihood) -> None:
         if not isinstance(prior, GaussianProcess):
             raise UnsupportedError(
                 f"Exact.fit: prior must be a probnn.GaussianProcess, got a {type(prior).__name__}; use probnn.HMC or "
@@ -89,14 +92,12 @@ class Exact(InferenceMethod):
                 f"Exact.fit: likelihood must be probnn.likelihoods.Gaussian, got {type(likelihood).__name__}; only "
                 "then is the posterior a Gaussian process"
             )
+
+    def _check(self, prior: GaussianProcess, likelihood: Any) -> None:
         if likelihood.noise is None and not self.optimize:
             raise UnsupportedError(
                 "Exact.fit: optimize=False keeps everything as given, but the noise is to be inferred; give "
                 "Gaussian(noise=...) or noise_variance, or use Exact(optimize=True)"
-            )
-        if likelihood.num_parameters not in (0, 1, prior.output_dim):
-            raise ShapeError(
-                f"Exact.fit: likelihood must have 1 or {prior.output_dim} noise levels, got {likelihood.levels}"
             )
         if prior.hyperprior:
             raise UnsupportedError(

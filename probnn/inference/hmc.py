@@ -11,22 +11,23 @@ from torch import Tensor
 
 from .. import random as rnd
 from .. import validation
-from ..diagnostics.chains import rank_rhat
 from ..errors import ConvergenceError, ConvergenceWarning, DivergenceWarning, DomainError, ShapeError
 from ..likelihoods import Likelihood
 from ..process import EmpiricalProcess, ParametricProcess
 from ..process.base import moved
 from . import start
 from .adaptation import Tuning, Warmup
-from .base import FitInfo, InferenceMethod, Session
+from .base import FitInfo, InferenceMethod, Session, single_or_double
 from .collapsed import CollapsedTarget
 from .integrator import State, Transition, initial_state, transition
+from .mixing import worst_rhat
 from .target import Target
 
-_CONVERGED, _UNMIXED = 1.05, 1.2  # R-hat of function values below which draws are good, above which they are bad
-_DIVERGENT = 0.05  # share of diverged trajectories from which a posterior is suspect
+_CONVERGED, _UNMIXED = 1.05, 1.2  # the largest R-hat below which draws are good, above which they are bad
+_TELLING = 20  # draws a chain from which R-hat is a reason to warn
+# Shares of diverged trajectories: not converged above, a warning above, and that of fewer draws.
+_UNSOUND, _DIVERGENT, _MANY = 0.01, 0.02, 0.05
 _FIRST_TRAJECTORY = 1.5  # a quarter of a period of a normal coordinate of scale one
-_POINTS = 50  # training inputs at which convergence is judged
 
 # Told about every transition; True asks to stop the phase.
 Watch = Callable[[State, Transition], bool]
@@ -49,10 +50,15 @@ class HMC(InferenceMethod):
     `info.trace` holds, per chain and draw (C x S), ``"energy"``, ``"log_prob"``, ``"acceptance"``
     and ``"divergent"``, per draw ``"num_leapfrog"``, and per transition of the warm-up
     ``"warmup_acceptance"``, ``"warmup_step_size"``, ``"warmup_trajectory"`` and
-    ``"warmup_num_leapfrog"``. `info.converged` says whether the rank-normalised split R-hat of the
-    function at (up to 50) training inputs is below 1.05; with fewer than four draws a chain it is
-    None. Above 1.2 a ConvergenceWarning is given, if chains have 20 draws or more: shorter ones
-    cannot tell. More than one diverged trajectory in twenty gives a DivergenceWarning.
+    ``"warmup_num_leapfrog"``.
+
+    `info.converged` says whether the largest rank-normalised split R-hat is below 1.05 and at most one
+    trajectory in a hundred diverged. R-hat is taken of the function at (up to 50) training inputs and at 50
+    points of the box around them (a quarter wider on every side), of psi, of the log scales of a hierarchical prior
+    and of the log density; single weights are not identified and not judged. With fewer than four draws a
+    chain it is None. Above 1.2 a ConvergenceWarning names what disagrees most, if chains have 20 draws or more:
+    shorter ones cannot tell. More than one diverged trajectory in fifty (in twenty, of such short chains) gives a
+    DivergenceWarning.
 
     A `callback` that returns True during warm-up ends the warm-up; during sampling it ends the
     sampling, and the draws so far are the posterior.
@@ -146,7 +152,7 @@ class HMC(InferenceMethod):
         theta, psi = (part.squeeze(0).contiguous() for part in draws)
         trace = {name: value.squeeze(0) for name, value in trace.items()}
         share = trace["divergent"].double().mean().item()
-        if share > _DIVERGENT:
+        if share > (_DIVERGENT if theta.shape[1] >= _TELLING else _MANY):
             session.warn(
                 f"HMC.fit: {share:.1%} of the trajectories after warm-up diverged; the posterior has regions of much "
                 "higher curvature that the draws may miss: raise target_accept, or reparameterise the prior",
@@ -155,7 +161,7 @@ class HMC(InferenceMethod):
         info = session.info(
             steps=watch.step,
             gradients=chains.gradients,
-            converged=_converged(session, target, theta),
+            converged=_converged(session, target, theta, psi, trace["log_prob"], share),
             step_size=tuning.step.item(),
             trajectory=tuning.trajectory,
             inverse_mass=tuning.inverse_mass.flatten(),
@@ -212,6 +218,7 @@ class HMC(InferenceMethod):
                 f"{where}: needs a parametric prior and a probnn likelihood, "
                 f"got a {type(prior).__name__} and a {type(likelihood).__name__}"
             )
+        single_or_double(where, X)
         validation.inputs(where, X, prior.input_dim)
         validation.outcomes(where, "Y", Y, X, likelihood.outcomes(prior.output_dim))
         for name, data in (("X", X), ("Y", Y)):
@@ -347,21 +354,20 @@ class _Chains:
         return state
 
 
-def _converged(session: Session, target: Target, theta: Tensor) -> bool | None:
-    """Whether chains agree on the function at training inputs; warns where they clearly do not."""
-    rows = target.X.shape[-2]
-    X = target.X[torch.linspace(0, rows - 1, min(rows, _POINTS), device=target.X.device).long()]
+def _converged(
+    session: Session, target: Target, theta: Tensor, psi: Tensor, log_prob: Tensor, diverged: float
+) -> bool | None:
+    """Whether chains agree and few trajectories diverged; warns where chains clearly disagree."""
     if theta.shape[1] < 4:
         return None
-    f = target.prior._apply(theta, X).double()
-    worst = rank_rhat(f.flatten(2).permute(2, 0, 1).contiguous()).max().item()
-    if not worst <= _UNMIXED and theta.shape[1] >= 20:
+    what, worst = worst_rhat(target.prior, target.X, theta, psi, log_prob)
+    if not worst <= _UNMIXED and theta.shape[1] >= _TELLING:
         session.warn(
-            f"HMC.fit: chains disagree on the function (R-hat {worst:.2f} at the training inputs); run longer, "
-            "with num_warmup and num_samples doubled, before trusting the posterior",
+            f"HMC.fit: chains disagree, most about {what} (R-hat {worst:.2f}); run longer, with num_warmup and "
+            "num_samples doubled, before trusting the posterior",
             ConvergenceWarning,
         )
-    return worst < _CONVERGED
+    return worst < _CONVERGED and diverged <= _UNSOUND
 
 
 def _keep_heap(device: torch.device) -> None:

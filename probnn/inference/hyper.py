@@ -102,7 +102,8 @@ class HyperParameters:
 def tuned(prior: BayesianNetwork, numbers: tuple[int, ...], log_scales: Tensor) -> BayesianNetwork:
     """The prior with the scale of each numbered block of its network multiplied by exp(`log_scales`)."""
     weight_prior, blocks = prior.weight_prior, prior.network.layout.blocks
-    factors = log_scales.new_ones(len(blocks)).index_copy(0, torch.tensor(numbers), log_scales.exp())
+    index = torch.tensor(numbers, device=log_scales.device)
+    factors = log_scales.new_ones(len(blocks)).index_copy(0, index, log_scales.exp())
     new = {}
     for role in ("weight", "bias"):
         own = [i for i, block in enumerate(blocks) if block.role == role]

@@ -26,7 +26,8 @@ class Laplace(InferenceMethod):
 
     with :math:`\Lambda_i` the Fisher information of the likelihood in the channels (MacKay 1992).
     Predictions are those of the linearised function (Immer, Korzepa and Bauer 2021, arXiv
-    2008.08400), and
+    2008.08400; their variances are never below 1e-10, 1e-6 in single precision, a floor of gpytorch's in the
+    units of Y), and
 
     .. math:: \log p(Y) \approx \log p(Y, \theta^*) + \tfrac P2 \log 2\pi + \tfrac12 \log\det\Sigma
 

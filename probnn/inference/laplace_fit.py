@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from .base import Session
 from .gaussian import GaussianWeightProcess
 from .hyper import MAX_JACOBIAN, MAX_SIDE, HyperParameters, num_scales, tuned
 from .local import LocalModel
+from .newton import Step, ascend
 from .optimize import maximize, refine
 from .start import prior_scales, warm
 from .target import Target
@@ -88,9 +90,10 @@ class LaplaceFit:
         if hyper.start().numel() and not self.stopped:
             z, model, hyper, reached, settled = self._take_turns(z, model, hyper, reached)
         if not reached:
+            activation = getattr(getattr(self.target.prior, "network", None), "activation", None)
             session.warn(
-                f"{self.where}: the mode was not reached in {method.polish_steps} steps; raise polish_steps or steps, "
-                "or use a smooth activation",
+                f"{self.where}: the mode was not reached in {method.polish_steps} steps; raise polish_steps or steps"
+                + (", or use a smooth activation (relu has kinks)" if activation == "relu" else ""),
                 ConvergenceWarning,
             )
         if not settled:
@@ -99,6 +102,9 @@ class LaplaceFit:
                 ConvergenceWarning,
             )
         spread, log_evidence = model.spread(), hyper.objective(model, hyper.start()).item()
+        if not reached and self.structure != "diagonal":
+            # The expansion has the nats in it that the way to the mode would add, or so it promises.
+            log_evidence -= Step(model, self.target.value_and_grad(z)[1]).promise().item()
         theta, psi = self.target.split(z)
         likelihood = self.target.likelihood
         noise = getattr(likelihood, "noise", None)
@@ -176,44 +182,14 @@ class LaplaceFit:
         self.steps, self.gradients = self.steps + used, self.gradients + used
         return z, reached
 
-    @torch.no_grad()
     def _newton(self, z: Tensor) -> tuple[Tensor, LocalModel, bool]:
-        """The support on to the mode by damped Gauss-Newton steps (Levenberg 1944, Marquardt 1963)."""
-        chosen: Any = slice(0, self.weights) if self.support is None else self.support
-        damping, (value, slope) = 0.0, self.target.value_and_grad(z)
-        for step in range(self.method.polish_steps + 1):
-            model = self._model(z)
-            gradient, (basis, gains) = model.prior.lower(slope[chosen]), model.informed()
-            along = basis.mT @ gradient
-            across = gradient - basis @ along
-            promise = 0.5 * (across.square().sum() + (along.square() / (1 + gains)).sum())
-            # At least one step: where the function is linear it leads to the mode exactly.
-            if step and promise < self.method.tolerance:
-                return z, model, True
-            if step == self.method.polish_steps:
-                break
-            # The slack is rounding: at the mode no step is seen to gain.
-            slack = 16 * torch.finfo(z.dtype).eps * value.abs()
-            while True:
-                u = across / (1 + damping) + basis @ (along / (1 + damping + gains))
-                moved = z.clone()
-                moved[chosen] += model.prior.lift(u)
-                new, new_slope = self.target.value_and_grad(moved)
-                self.gradients += 1
-                promised = gradient @ u - 0.5 * (u.square().sum() + ((u @ basis).square() * gains).sum())
-                if new - value > 1e-3 * promised - slack and new_slope.isfinite().all():
-                    break
-                damping = max(4 * damping, 1e-3)
-                if damping > 1e12:
-                    return z, model, False
-            share = (new - value + slack) / (promised + slack)
-            if share > 0.75:
-                damping = damping / 3 if damping > 1e-6 else 0.0
-            elif share < 0.25:
-                damping = max(2 * damping, 1e-3)
-            z, value, slope = moved, new, new_slope
-            self.steps += 1
-        return z, model, False
+        """The support on to the mode."""
+        method = self.method
+        found = ascend(
+            self.target.value_and_grad, self._model, z, steps=method.polish_steps, tolerance=method.tolerance
+        )
+        self.steps, self.gradients = self.steps + found.steps, self.gradients + found.gradients
+        return found.z, found.model, found.reached
 
     def _hyper(self, z: Tensor) -> HyperParameters:
         """The hyper-parameters the evidence sets, at their current values."""
@@ -237,6 +213,7 @@ class LaplaceFit:
         method, settled = self.method, False
         value = hyper.objective(model, hyper.start()).item()
         trace = [value]
+        value = value if reached else -math.inf
         with self.session.bar(method.rounds, "evidence") as bar:
             for step in range(method.rounds + 1):
                 proposal, promise = hyper.climb(model, follow=True)
@@ -276,7 +253,8 @@ class LaplaceFit:
                 moved, model, reached = self._newton(moved)
             there = self._hyper(moved)
             new = there.objective(model, there.start()).item()
-            if new > value:
+            # Short of a mode the expansion promises evidence that is not there.
+            if reached and new > value:
                 return moved, model, there, reached, new
         self.target = before
         return None

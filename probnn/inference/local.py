@@ -46,6 +46,11 @@ def prior_spread(where: str, prior: ParametricProcess, theta: Tensor) -> Spread:
             f"{where}: the log prior of {name} couples coordinates and is not known to be Gaussian; "
             "use a prior with independent coordinates, or probnn.HMC"
         )
+    if (diagonal == 0).any():
+        raise UnsupportedError(
+            f"{where}: the log prior of {name} has no curvature at the mode (it is flat, or linear beside a kink), so "
+            "it has no Gaussian approximation there; use priors.NormalWeights or HierarchicalWeights, or probnn.HMC"
+        )
     if not (diagonal > 0).all():
         raise UnsupportedError(
             f"{where}: the log prior of {name} is not concave at the mode (curvature {diagonal.min().item():.3g}), so "
@@ -270,7 +275,12 @@ class LocalModel:
             gram = self._cache["gram"]
         gram, start = gram * each * each.unsqueeze(-1), self.u / each
         push = torch.einsum("nc,nck->k", slope, F) * each
-        chol = torch.linalg.cholesky(gram + torch.eye(self.size, dtype=gram.dtype, device=gram.device))
-        u = torch.cholesky_solve((push + gram @ start).unsqueeze(-1), chol).squeeze(-1)
-        shift = u - start
+        eye = torch.eye(self.size, dtype=gram.dtype, device=gram.device)
+        chol, failed = torch.linalg.cholesky_ex(gram + eye)
+        if failed:  # the one is lost beside the rest: a triangular root of the sum without forming it
+            rows = (weigh_root(self.where, middle, F) * each).reshape(-1, self.size)
+            chol = torch.linalg.qr(torch.cat([rows, eye])).R.mT
+            chol = chol * chol.diagonal().sign()
+        shift = torch.cholesky_solve((push - start).unsqueeze(-1), chol).squeeze(-1)
+        u = start + shift
         return push @ shift - 0.5 * (shift @ gram @ shift + u @ u) - chol.diagonal().log().sum()

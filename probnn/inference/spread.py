@@ -13,7 +13,8 @@ class Spread:
     r"""The covariance of k coordinates whose precision is :math:`D^{-1}(I + U E U^\top)D^{-1}`.
 
     A root of it is :math:`S = D(I - U H U^\top)` with :math:`H = I - (I + E)^{-1/2}`. Work is with r
-    directions, never with k x k matrices, and a small variance is no difference of large ones.
+    directions, never with k x k matrices, and a small variance is no difference of large ones: in double
+    precision that holds for standard deviations of the prior up to about 1e10 times those of the noise.
 
     Args:
         scale: The diagonal of D, of length k.

@@ -65,7 +65,8 @@ class MeanFieldVI(InferenceMethod):
     `info.trace` holds ``"elbo"``, the noisy bound at every step, and ``"final_elbo"`` with
     ``"final_elbo_se"``: mean and standard error of 256 draws of the bound at the result. It bounds the
     log evidence from below, so `info.log_evidence` is None. `info.converged` says whether the bound rose
-    by less than a nat (beyond its noise) from the last but one tenth of the steps to the last.
+    by less than a nat (beyond its noise) from the last but one tenth of the steps to the last; it is None after
+    fewer than 100 steps, which are too few to tell.
 
     Args:
         steps: Steps of Adam on means and log standard deviations.

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .. import random as rnd
 from .. import validation
+from ..errors import ShapeError
 from .base import Likelihood
 
 _LOG_2PI = math.log(2 * math.pi)
@@ -44,6 +45,22 @@ class _LogScale(Likelihood):
         if self.noise is None:
             return psi
         return torch.as_tensor(self.noise, dtype=psi.dtype, device=psi.device).log()
+
+    def check_outcomes(self, where: str, Y: Tensor) -> None:
+        """There must be one noise for all outcomes, or one for each."""
+        m = Y.shape[-1]
+        levels = {"levels": self.levels} if self.noise is None else {}
+        for name in ("noise", "noise_median", "noise_spread"):
+            value = getattr(self, name)
+            if torch.is_tensor(value) and value.ndim and (name == "noise" or self.noise is None):
+                levels[name] = value.shape[-1]
+        for name, given in levels.items():
+            own = self.levels if name in ("noise_median", "noise_spread") else m
+            if given not in (1, own):
+                raise ShapeError(
+                    f"{where}: likelihoods.{type(self).__name__} must have {'1' if own == 1 else f'1 or {own}'} noise "
+                    f"level{'s' if own > 1 else ''} ({name}) for {m} outcome{'s' if m > 1 else ''}, got {given}"
+                )
 
     def _centre(self, like: Tensor) -> tuple[Tensor, Tensor]:
         median = torch.as_tensor(self.noise_median, dtype=like.dtype, device=like.device)
@@ -182,6 +199,15 @@ class StudentT(_LogScale):
         kernel = 0.5 * (df + 1) * torch.log1p(((Y - f) * (-log_scale).exp()).square() / df)
         constant = torch.lgamma(0.5 * (df + 1)) - torch.lgamma(0.5 * df) - 0.5 * (df * math.pi).log()
         return (constant - log_scale - kernel).sum(-1)
+
+    def from_normal(self, z: Tensor) -> Tensor:
+        """Standard Student-t variables with the probabilities of the standard normal z: constants, without gradient."""
+        from scipy.special import stdtrit  # torch has no inverse of the distribution function
+
+        # Not torch's ndtr, which loses its digits in the tail.
+        tail = 0.5 * torch.special.erfc(z.detach().double().abs() / math.sqrt(2)).cpu().numpy()
+        df = torch.as_tensor(self.df, dtype=torch.double).cpu().numpy()
+        return -torch.as_tensor(stdtrit(df, tail)).to(z) * z.detach().sign()
 
     def moments(self, f: Tensor, psi: Tensor) -> tuple[Tensor, Tensor]:
         """f (the median where nu <= 1), and :math:`s^2\\nu/(\\nu-2)`, infinite for nu <= 2."""

@@ -104,7 +104,10 @@ class Categorical(Likelihood):
     def moments(self, f: Tensor, psi: Tensor) -> tuple[Tensor, Tensor]:
         """The class probabilities p, and p(1 - p)."""
         p = f.softmax(-1)
-        return p, p * (1 - p)
+        # 1 - p of the likeliest class cancels; it is the sum of the others. Elsewhere p is at most a half.
+        top = torch.zeros_like(p, dtype=torch.bool).scatter_(-1, p.argmax(-1, keepdim=True), True)
+        others = p.masked_fill(top, 0.0).sum(-1, keepdim=True)
+        return p, p * torch.where(top, others, 1 - p)
 
     def check_outcomes(self, where: str, Y: Tensor) -> None:
         """Y must be whole numbers from 0 to K - 1."""

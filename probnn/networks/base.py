@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..errors import ShapeError
+from ..errors import DomainError, ShapeError
 from .layout import Layout
 
 Pullback = Callable[[Tensor], Tensor]
@@ -81,6 +81,15 @@ class Network(ABC):
 
     def _check(self, params: Tensor, X: Tensor) -> None:
         name = type(self).__name__
+        if not torch.is_tensor(params) or not torch.is_tensor(X):
+            raise DomainError(
+                f"{name}: params and X must be torch tensors, got a {type(params).__name__} and a {type(X).__name__}"
+            )
+        if params.dtype != X.dtype or params.device != X.device:
+            raise DomainError(
+                f"{name}: params and X must agree in dtype and device, got {params.dtype} on {params.device} and "
+                f"{X.dtype} on {X.device}; convert one of them with .to(...)"
+            )
         if params.shape[-1:] != (self.num_parameters,):
             raise ShapeError(f"{name}: params must have shape (..., {self.num_parameters}), got {tuple(params.shape)}")
         if X.ndim < 2 or X.shape[-1] != self.input_dim:

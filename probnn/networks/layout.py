@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..errors import ShapeError
+from ..errors import DomainError, ShapeError
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,13 @@ class Layout:
         return {b.name: flat[..., s].reshape(*flat.shape[:-1], *b.shape) for b, s in self.slices()}
 
     def flatten(self, named: Mapping[str, Tensor]) -> Tensor:
-        """The inverse of :meth:`unflatten`."""
+        """The inverse of :meth:`unflatten`; every block must be there, and nothing else."""
+        names = [block.name for block in self.blocks]
+        if set(named) != set(names):
+            missing, unknown = [n for n in names if n not in named], [n for n in named if n not in names]
+            raise DomainError(
+                f"Layout.flatten: needs exactly the blocks {names}; missing are {missing}, unknown are {unknown}"
+            )
         parts = []
         for block in self.blocks:
             value = named[block.name]

@@ -68,13 +68,12 @@ class MLP(Network):
     activation: str = "tanh"
 
     def __post_init__(self) -> None:
-        validation.positive_int("MLP", "input_dim", self.input_dim)
-        validation.positive_int("MLP", "output_dim", self.output_dim)
+        for name in ("input_dim", "output_dim"):
+            object.__setattr__(self, name, validation.positive_int("MLP", name, getattr(self, name)))
         if isinstance(self.hidden, str) or not hasattr(self.hidden, "__iter__"):
             raise DomainError(f"MLP: hidden must be a tuple of widths such as (50, 50), got {self.hidden!r}")
-        object.__setattr__(self, "hidden", tuple(self.hidden))
-        for width in self.hidden:
-            validation.positive_int("MLP", "every width in hidden", width)
+        hidden = tuple(validation.positive_int("MLP", "every width in hidden", width) for width in self.hidden)
+        object.__setattr__(self, "hidden", hidden)
         validation.choice("MLP", "activation", self.activation, tuple(ACTIVATIONS))
         # Built once: the layout is asked for at every evaluation.
         blocks: list[Block] = []

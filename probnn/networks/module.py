@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .. import random as rnd
 from .. import validation
 from ..errors import DomainError, SerializationError, ShapeError
 from .base import Network
@@ -30,7 +31,8 @@ class ModuleNetwork(Network):
         output_dim: Number of channels c.
 
     Raises:
-        DomainError: The module is no module, or has no parameters to infer.
+        DomainError: The module is no module, has no parameters to infer, or does not treat each row on its own
+            (tried at one set of weights).
         ShapeError: It does not map ``3 x d`` to ``3 x c``.
 
     Example:
@@ -46,8 +48,8 @@ class ModuleNetwork(Network):
     output_dim: int = 1
 
     def __post_init__(self) -> None:
-        validation.positive_int("ModuleNetwork", "input_dim", self.input_dim)
-        validation.positive_int("ModuleNetwork", "output_dim", self.output_dim)
+        for name in ("input_dim", "output_dim"):
+            object.__setattr__(self, name, validation.positive_int("ModuleNetwork", name, getattr(self, name)))
         if not isinstance(self.module, nn.Module):
             raise DomainError(f"ModuleNetwork: module must be a torch.nn.Module, got a {type(self.module).__name__}")
         module = copy.deepcopy(self.module).eval()
@@ -56,13 +58,39 @@ class ModuleNetwork(Network):
             raise DomainError("ModuleNetwork: the module has no parameter with requires_grad, so nothing to infer")
         object.__setattr__(self, "_layout", Layout(tuple(_block(k, v, named) for k, v in named.items())))
         object.__setattr__(self, "module", module)
+        generator = rnd.generator_from(0)
+        with torch.no_grad(), rnd.forked(generator):  # a module may draw from the global stream
+            self._check_rows(module, named, generator)
+
+    def _check_rows(self, module: nn.Module, named: dict[str, nn.Parameter], generator: torch.Generator) -> None:
+        """Refuse a module that does not map rows to rows, or whose value at a row depends on the others."""
+        rule = f"ModuleNetwork: the module must map (3, {self.input_dim}) to (3, {self.output_dim})"
         like = next(iter(named.values()))
-        with torch.no_grad():
-            out = module(torch.zeros(3, self.input_dim, dtype=like.dtype, device=like.device))
-        if tuple(out.shape) != (3, self.output_dim):
-            raise ShapeError(
-                f"ModuleNetwork: the module must map (3, {self.input_dim}) to (3, {self.output_dim}), "
-                f"it gives {tuple(out.shape)}; set input_dim and output_dim to match it"
+        X = 2 * rnd.uniform((3, self.input_dim), generator=generator, like=like) - 1
+        try:
+            out = module(X)
+        except Exception as error:  # whatever a module of somebody else's raises
+            raise ShapeError(f"{rule}, it raises {type(error).__name__}: {error}; set input_dim to match it") from error
+        if not torch.is_tensor(out) or tuple(out.shape) != (3, self.output_dim):
+            got = tuple(out.shape) if torch.is_tensor(out) else f"a {type(out).__name__}"
+            raise ShapeError(f"{rule}, it gives {got}; set input_dim and output_dim to match it")
+        # Not at the module's own weights alone: a last layer that starts at zero would hide everything before it.
+        moved = {k: p + 0.5 * rnd.normal(p.shape, generator=generator, like=p) for k, p in named.items()}
+        try:
+            whole = torch.func.functional_call(module, moved, (X,))
+            alone = torch.cat([torch.func.functional_call(module, moved, (x,)) for x in X.split(1)])
+        except Exception as error:
+            raise DomainError(
+                f"ModuleNetwork: the module must treat each row on its own, but cannot take a single one "
+                f"({type(error).__name__}: {error})"
+            ) from error
+        tolerance = torch.finfo(whole.dtype).eps ** 0.5
+        scale = whole.nan_to_num().abs().max().item()
+        if not torch.allclose(whole, alone, rtol=tolerance, atol=tolerance * scale, equal_nan=True):
+            raise DomainError(
+                "ModuleNetwork: the module must treat each row on its own, but its value at a row depends on the other "
+                "rows, or changes from call to call; leave out what works across rows, such as batch normalisation "
+                "without running statistics or a softmax over dimension 0"
             )
 
     @property

@@ -17,6 +17,7 @@ from .search import Key, best_of_pool, best_setting, key_of, quiet
 
 if TYPE_CHECKING:
     from .loop import BayesianOptimization
+    from .trials import Trial
 
 
 class ExhaustedError(DomainError):
@@ -167,3 +168,17 @@ def _reference(bo: BayesianOptimization) -> Tensor | None:
     if not able:  # no row has all outcomes: the worst of each
         return torch.stack([bo.data(name).Y.min() for name in goals.targets])
     return goals.reference_point(torch.tensor([goals.scores(t) for t in able], dtype=torch.double))
+
+
+def best_predicted(bo: BayesianOptimization) -> Trial:
+    """The complete trial with the best predicted mean; see :attr:`BayesianOptimization.best_predicted`."""
+    done, models = bo.complete, bo.models()
+    X = bo.points(done)
+    means = torch.cat([m.posterior(X).mean for m in models], -1)
+    held = [constraint(means) <= 0 for constraint in bo.goals.constraint_functions()]
+    able = torch.stack(held).all(0) if held else torch.ones(len(done), dtype=torch.bool)
+    if not able.any():
+        able = torch.tensor([bo.goals.is_feasible(t) for t in done])
+    if not able.any():
+        raise DomainError("BayesianOptimization.best_predicted: no trial keeps within the bounds yet")
+    return done[int(means[:, 0].masked_fill(~able, -torch.inf).argmax())]

@@ -14,7 +14,7 @@ from .. import validation
 from ..errors import ConvergenceError, DomainError, UnsupportedError
 from ..surrogates import ProcessModel, Surrogate, get_surrogate
 from .acquisition import check_acquisition
-from .choosing import choose
+from .choosing import best_predicted, choose
 from .evaluation import Objective, as_number
 from .feasibility import FeasibilityModel
 from .feasible import check_fixed
@@ -41,9 +41,8 @@ class BayesianOptimization:
     acquisition. Each suggestion says where it comes from (`Trial.source`): ``"initial"``, ``"model"``,
     ``"pool"`` (the model, from a list), ``"replicate"``, ``"random"`` (random search) or ``"random(why)"``.
 
-    With ``history=`` every step is written to a CSV file before it counts, and that file is the only
-    state: an optimisation begun anew from it goes on with the same suggestions. Rows of it that do not fit
-    today's space teach as they are.
+    With ``history=`` every step is written to a CSV file before it counts, and that file is the only state: an
+    optimisation begun anew goes on with the same suggestions. Rows that do not fit today's space teach as they are.
 
     Args:
         space: The parameters and their constraints.
@@ -54,18 +53,17 @@ class BayesianOptimization:
             qLogNEHVI for several targets.
         seed: Same seed and answers: the same suggestions.
         num_initial: Settings of the design, less the rows there are; None: max(5, d + 1).
-        history: A CSV file to keep the trials in; may exist.
-        decimal: Its decimal sign.
+        history, decimal: A CSV file to keep the trials in, which may exist, and its decimal sign.
         pool: Candidates to choose from, where only a list of settings can be tried.
         replicates: How many times each setting is suggested.
-        feasibility: ``"learn"``, or ``"ignore"``: failed trials are treated as pending for good.
-        reference: A value of each of several targets that a good trial beats; None: from the data.
+        feasibility: ``"learn"``; or ``"ignore"``: failed trials stay pending to the model.
+        reference: A value of each of several targets to beat; None: from the data.
         strict: Refuse rows of the history that do not fit the space.
         warm: Start fits from fits to fewer data (see :class:`ModelCache`); for single suggestions False.
 
     Raises:
         DomainError: No target, an unknown surrogate, or a bad setting.
-        SerializationError: The history cannot be read or written, or is in use.
+        SerializationError: The history cannot be read, written or locked.
 
     Example:
         >>> from probnn.optimization import BayesianOptimization, Real, Space
@@ -179,17 +177,7 @@ class BayesianOptimization:
 
         Bounds must hold for the predicted means; where none does, as measured.
         """
-        done = self.complete
-        models = self.models()
-        X = self.points(done)
-        means = torch.cat([m.posterior(X).mean for m in models], -1)
-        held = [(c(means) <= 0) for c in self.goals.constraint_functions()]
-        able = torch.stack(held).all(0) if held else torch.ones(len(done), dtype=torch.bool)
-        if not able.any():
-            able = torch.tensor([self.goals.is_feasible(t) for t in done])
-        if not able.any():
-            raise DomainError("BayesianOptimization.best_predicted: no trial keeps within the bounds yet")
-        return done[int(means[:, 0].masked_fill(~able, -torch.inf).argmax())]
+        return best_predicted(self)
 
     @property
     def pareto(self) -> list[Trial]:
@@ -204,32 +192,31 @@ class BayesianOptimization:
     def points(self, trials: Sequence[Trial]) -> Tensor:
         """Features of trials, ``n x D``."""
         space = self.model_space
-        if not trials:
-            return torch.empty(0, space.num_features, dtype=torch.double)
-        return torch.stack([space.encode({n: t.parameters[n] for n in space.free}) for t in trials])
+        rows = [space.encode({n: t.parameters[n] for n in space.free}) for t in trials]
+        return torch.stack(rows) if rows else torch.empty(0, space.num_features, dtype=torch.double)
 
     @property
     def model_space(self) -> Space:
         """The space, knowing also categories that only old rows have."""
         found = self.space.extended(t.parameters for t in self.trials)
-        if found != self._extended:
-            self._extended = found
+        self._extended = self._extended if found == self._extended else found  # the old one keeps its designs
         return self._extended
 
     def data(self, outcome: str | None = None) -> Data:
         """What the model of an outcome (default: the first target) is fitted to."""
-        name = self.target if outcome is None else outcome
-        return data_of(self.trials, self.model_space, name, self.goals.sign(name))
+        outcome = self.target if outcome is None else outcome
+        return data_of(self.trials, self.model_space, outcome, self.goals.sign(outcome))
 
     def fit(self) -> ProcessModel:
         """The surrogate of the first target, in units where more is better."""
-        return self._model(self.target)
+        return self.model(self.target)
 
     def models(self) -> list[ProcessModel]:
-        """The surrogates of all outcomes, in the order of ``goals.outcomes``."""
-        return [self._model(name) for name in self.goals.outcomes]
+        """Those of all outcomes, in the order of ``goals.outcomes``."""
+        return [self.model(name) for name in self.goals.outcomes]
 
-    def _model(self, name: str) -> ProcessModel:
+    def model(self, name: str) -> ProcessModel:
+        """The surrogate of an outcome, in units where more is better where it is a target."""
         if self._cache is None:
             raise UnsupportedError("BayesianOptimization: random search has no model; name a surrogate")
         data = self.data(name)
@@ -332,6 +319,35 @@ class BayesianOptimization:
         told.status, told.note, told.finished = status, note, utc_now()
         self.record(told)
         vars(trial).update(vars(told))
+
+    def add(
+        self,
+        parameters: Mapping[str, Any],
+        value: float | Mapping[str, float] | None = None,
+        *,
+        sem: float | Mapping[str, float] | None = None,
+        status: str = "complete",
+        note: str = "",
+    ) -> Trial:
+        """Add an experiment that was not asked for: an earlier one, or one done otherwise than suggested.
+
+        Args:
+            parameters: The setting; it may lie outside of the space.
+            value, sem, status, note: As for :meth:`tell`.
+
+        Returns:
+            The new trial, with the source ``"user"``.
+        """
+        setting = {**self.space.fixed, **parameters}
+        self.space.extended([setting]).coordinates(setting)
+        trial = Trial(self.next_number, setting, "user")
+        self.trials.append(trial)
+        try:
+            self.tell(trial, value, sem=sem, status=status, note=note)
+        except BaseException:
+            self.trials.remove(trial)
+            raise
+        return trial
 
     def run(
         self,

@@ -75,7 +75,7 @@ def parse_trials(table: Table, space: Space, targets: Sequence[str]) -> list[Tri
         values, sems, status = _outcome(table, row, cells, targets)
         trial = Trial(
             number,
-            {name: _setting(table, row, name, p, cells.get(name)) for name, p in space.parameters.items()},
+            {name: read_setting(table, row, name, p, cells.get(name)) for name, p in space.parameters.items()},
             cells.get("source", "").strip() or "user",
             status,
             values,
@@ -121,7 +121,7 @@ def row_numbers(table: Table) -> list[int]:
     return out
 
 
-def _setting(table: Table, row: int, name: str, parameter: Parameter, text: str | None) -> Any:
+def read_setting(table: Table, row: int, name: str, parameter: Parameter, text: str | None) -> Any:
     """The value of a parameter in a row."""
     if text is None and isinstance(parameter, Fixed):
         return parameter.value

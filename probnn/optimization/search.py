@@ -65,7 +65,8 @@ def best_of_pool(
     free = [i for i, values in enumerate(candidates) if key_of(space, values) not in taken]
     if not free:
         return None
-    return dict(candidates[free[int(evaluate(acquisition, points[free]).argmax())]])
+    with quiet():
+        return dict(candidates[free[int(evaluate(acquisition, points[free]).argmax())]])
 
 
 def best_setting(

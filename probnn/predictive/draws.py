@@ -13,6 +13,7 @@ from torch import Tensor
 from ..errors import DomainError, NonFiniteError, ShapeError, UnsupportedError
 from ..random import normal, uniform
 from ..validation import sample_shape as check_sample_shape
+from .mixture import mixture_quantile, root
 
 
 class _Absent(UnsupportedError, AttributeError):
@@ -23,7 +24,7 @@ class DrawsPosterior(Posterior):
     r"""Posterior over the values of weighted function draws, with or without observation noise.
 
     With draws :math:`f_s`, weights :math:`w_s` and noise standard deviations :math:`\sigma_s` an outcome has the
-    law :math:`\sum_s w_s \mathcal N(f_s(x), \sigma_s(x)^2)`, point masses where there is no noise. One draw is
+    law :math:`\sum_s w_s \mathcal N(f_s(x), \sigma_s(x)^2)`, point masses where there is none (or zero). One draw is
     one function: a joint sample has one draw for all points, outcomes *and* t-batch elements, and noise that is
     independent over points and outcomes but shared over the t-batch, so that sample-average acquisition values
     (Balandat et al., 2020, arXiv:1910.06403) do not depend on what else is in the batch. BoTorch's `get_sampler`
@@ -33,15 +34,16 @@ class DrawsPosterior(Posterior):
         values: Draws of the function values, ``batch x S x q x m``; infinite values are legal.
         log_weights: Log-weights up to a constant, ``... x S``, the leading shape broadcasting with ``batch``;
             ``-inf`` is a weight of zero. None: equal weights.
-        noise_std: Positive, possibly infinite standard deviations that broadcast to the values (for instance
-            ``S x 1 x m``). None: noise-free function values.
+        noise_std: Standard deviations >= 0, possibly infinite, that broadcast to the values (for instance
+            ``S x 1 x m``); a zero is an outcome without noise, such as a class of probability one. None:
+            noise-free function values.
         salt: Identifies the model in a `DrawsSampler`, so that models given the same seed draw independently.
             It must not depend on where the model was evaluated.
 
     Raises:
         ShapeError: If shapes do not fit, or there is no draw.
         NonFiniteError: If a tensor holds NaN, or a log-weight is ``+inf``.
-        DomainError: If dtypes or devices differ, all weights are zero, or a noise is not positive.
+        DomainError: If dtypes or devices differ, all weights are zero, or a noise is negative.
 
     Example:
         >>> values = torch.tensor([[[0.0]], [[1.0]], [[5.0]]])  # S = 3 draws at q = 1 point of m = 1 outcome
@@ -78,8 +80,8 @@ class DrawsPosterior(Posterior):
             )
         if log_weights.isneginf().all(-1).any():
             raise DomainError(f"DrawsPosterior: every row of log_weights must have one above -inf, {got}")
-        if noise_std is not None and not (noise_std > 0).all():
-            raise DomainError(f"DrawsPosterior: noise_std must be positive, got a minimum of {noise_std.min():.3g}")
+        if noise_std is not None and not (noise_std >= 0).all():
+            raise DomainError(f"DrawsPosterior: noise_std must not be negative, got a minimum of {noise_std.min():.3g}")
         if isinstance(salt, bool) or not isinstance(salt, int):
             raise DomainError(f"DrawsPosterior: salt must be an integer, got {salt!r}")
         self.values, self.log_weights = values.expand(full), log_weights.log_softmax(-1)
@@ -194,7 +196,18 @@ class DrawsPosterior(Posterior):
         p = p.reshape(p.shape + (1,) * self.values.ndim)
         w, values, noise = self._components()
         if noise is not None:
-            return _mixture_quantile(p, w, values, noise).squeeze(-3)
+            noise = noise.expand(self.values.shape)
+            atoms = (w > 0) & (noise == 0)
+            if not atoms.any():
+                return mixture_quantile(p, w, values, noise).squeeze(-3)
+            only = (atoms | (w <= 0)).all(-3, keepdim=True)  # nothing but point masses: order statistics, as below
+            mixed = mixture_quantile(p, w, values, torch.where(only, 1.0, noise)).squeeze(-3)
+            return torch.where(only.squeeze(-3), self._order_statistic(p, w), mixed)
+        return self._order_statistic(p, w)
+
+    def _order_statistic(self, p: Tensor, w: Tensor) -> Tensor:
+        """Weighted quantiles of the values alone."""
+        values = self.values
         ordered, order = self.values.sort(-3)
         cdf = w.detach().double().expand(self.values.shape).gather(-3, order).cumsum(-3)
         # The slack absorbs the rounding of the sum, so that p = k / S of equal weights is the k-th draw.
@@ -208,13 +221,13 @@ class DrawsPosterior(Posterior):
             y: Outcomes, broadcasting with ``batch x q x m``.
 
         Raises:
-            UnsupportedError: Without noise, where there is no density.
+            UnsupportedError: Without noise, or where it is zero: there is no density.
         """
         w, values, noise = self._components()
-        if noise is None:
+        if noise is None or (noise == 0).any():
             raise UnsupportedError(
-                "DrawsPosterior.log_density: noise-free draws are point masses and have no density; ask the model "
-                "for posterior(X, observation_noise=True)"
+                "DrawsPosterior.log_density: draws without noise are point masses and have no density; ask the model "
+                "for posterior(X, observation_noise=True), or for the mean where a discrete outcome is certain"
             )
         log_component = -0.5 * ((self._beside_draws(y) - values) / noise).square() - noise.log()
         return (self.log_weights[..., None, None] + log_component).logsumexp(-3) - 0.5 * math.log(2 * math.pi)
@@ -320,40 +333,9 @@ class DrawsPosterior(Posterior):
         if weights.shape != self.event_shape[-1:]:
             m, got = self.event_shape[-1], tuple(weights.shape)
             raise ShapeError(f"DrawsPosterior.scalarize: weights must have shape ({m},), got {got}")
-        noise = None if self.noise_std is None else (weights * self.noise_std).square().sum(-1, keepdim=True).sqrt()
+        noise = None if self.noise_std is None else root((weights * self.noise_std).square().sum(-1, keepdim=True))
         return DrawsPosterior((self.values @ weights).unsqueeze(-1) + offset, self.log_weights, noise, salt=self.salt)
 
 
 def _describe(x: object) -> str:
     return f"{tuple(x.shape)} {x.dtype} {x.device}" if isinstance(x, Tensor) else f"a {type(x).__name__}"
-
-
-def _mixture_quantile(p: Tensor, w: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
-    """Quantiles of normal mixtures over dimension -3, which is kept, by safeguarded Newton steps."""
-
-    def cdf_and_density(y: Tensor) -> tuple[Tensor, Tensor]:
-        z = (y - loc) / scale
-        density = w * (-0.5 * z.square()).exp() / (scale * math.sqrt(2 * math.pi))
-        return (w * torch.special.ndtr(z)).sum(-3, keepdim=True), density.sum(-3, keepdim=True)
-
-    with torch.no_grad():
-        own = loc + scale * torch.special.ndtri(p)  # the mixture's quantile lies between its components'
-        low = torch.where(w > 0, own, math.inf).amin(-3, keepdim=True)
-        high = torch.where(w > 0, own, -math.inf).amax(-3, keepdim=True)
-        if not (low.isfinite() & high.isfinite()).all():
-            raise UnsupportedError("DrawsPosterior.quantile: needs finite draws and noise, got infinite ones")
-        y, step, tolerance = (low + high) / 2, high - low, 1000 * torch.finfo(p.dtype).eps
-        for _ in range(200):  # each step bisects, or is at most half as long as the one before
-            cdf, density = cdf_and_density(y)
-            low, high = torch.where(cdf < p, y, low), torch.where(cdf < p, high, y)
-            newton, enough = (p - cdf) / density, tolerance * (y.abs() + scale.amin(-3, keepdim=True))
-            settled = (newton.abs() <= enough) | (high - low <= enough)
-            if settled.all():
-                break
-            good = (y + newton >= low) & (y + newton <= high) & (newton.abs() < 0.5 * step.abs())
-            step = torch.where(settled, 0.0, torch.where(good, newton, (low + high) / 2 - y))
-            y = y + step
-        y = torch.where(newton.abs() <= enough, y + newton, y)
-    # The value is settled: this adds nothing to it but the gradient of the implicit function.
-    cdf, density = cdf_and_density(y)
-    return y + (cdf.detach() - cdf) / density.detach().clamp_min(torch.finfo(p.dtype).tiny)

@@ -267,7 +267,9 @@ class StudentTWeights(IndependentWeights):
         first, second = rnd.uniform((2, *shape), generator=generator, like=like)
         twice = -2 * torch.log1p(-first)
         x = twice / self._df(like) + torch.finfo(like.dtype).tiny
-        return twice.sqrt() * (torch.expm1(x) / x).sqrt() * torch.cos(2 * math.pi * second)
+        # sqrt(expm1(x) / x), which goes on where exp(x) overflows: heavy tails reach far.
+        stretch = torch.exp(x / 2) * (-torch.expm1(-x) / x).sqrt()
+        return twice.sqrt() * stretch * torch.cos(2 * math.pi * second)
 
     def _log_density(self, z: Tensor) -> Tensor:
         df = self._df(z)

@@ -13,11 +13,13 @@ from torch import Tensor
 
 from .. import io, validation
 from .. import random as rnd
-from ..errors import UnsupportedError
+from ..errors import DomainError, UnsupportedError
 from ..likelihoods import Likelihood
 
 if TYPE_CHECKING:  # BoTorch pulls in gpytorch and Pyro, too heavy for `import probnn`
     from botorch.posteriors import Posterior
+
+    from .empirical import EmpiricalProcess
 
 
 class RandomFunctions:
@@ -127,13 +129,21 @@ class StochasticProcess(ABC):
 
         Args:
             X: Inputs ``... x n x d``.
-            observation_noise: Add the noise of the likelihood (its second moment).
+            observation_noise: Add the noise of the likelihood: a normal with the variance of the outcomes given
+                the function. For outcomes that are not normal (Student-t, counts, classes) mean and variance of the
+                prediction are right, its samples and quantiles are not those of the outcomes;
+                ``likelihood.sample`` draws such. The variance of Student-t noise is infinite for df <= 2.
 
         Returns:
             A BoTorch posterior over ``... x n x m``.
         """
         where = f"{type(self).__name__}.predict"
         validation.inputs(where, X, self.input_dim, dtype=self.dtype, device=self.device)
+        if not isinstance(observation_noise, bool):
+            raise DomainError(
+                f"{where}: observation_noise must be True or False, got {observation_noise!r}; noise of given "
+                "variances is added by probnn.ProcessModel(process).posterior"
+            )
         if observation_noise and self.likelihood is None and self.models == "function":
             raise UnsupportedError(f"{where}: no likelihood, so no observation noise; fit the process first")
         posterior = self._predict(X, observation_noise)
@@ -166,13 +176,63 @@ class StochasticProcess(ABC):
             self.likelihood.check_outcomes(where, Y)
         return self._condition(X, Y, noise_variance)
 
-    def to(self, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> StochasticProcess:
-        """A copy on another device or in another precision."""
-        device = None if device is None else torch.empty(0, device=device).device
-        return moved(self, device, dtype)
+    def draws(self, num_draws: int = 256, *, seed: int = 0) -> EmpiricalProcess:
+        """Freeze draws of the parameters, of a :class:`ParametricProcess`.
+
+        Raises:
+            UnsupportedError: The process has no parameters.
+        """
+        raise UnsupportedError(
+            f"{type(self).__name__}.draws: the process has no parameters to draw; sample_functions(({num_draws},)) "
+            "draws functions, and predict gives what it knows in closed form"
+        )
+
+    def to_arviz(self, **options: Any) -> Any:
+        """Draws as ArviZ groups, of an :class:`EmpiricalProcess`; see :func:`probnn.bridges.to_arviz`.
+
+        Raises:
+            UnsupportedError: The process is not made of draws; the message says how to get some.
+        """
+        raise UnsupportedError(
+            f"{type(self).__name__}.to_arviz: ArviZ diagnoses and shows draws of parameters, of which the process has "
+            "none; use predict(X) for its means, variances and quantiles, and sample(X, (256,)) for function values"
+        )
+
+    def to(
+        self,
+        target: torch.dtype | torch.device | str | None = None,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> StochasticProcess:
+        """A copy on another device or in another precision.
+
+        Args:
+            target: A dtype or a device, as torch's ``.to`` takes it.
+            device: The device; None: as it is.
+            dtype: A floating-point dtype; None: as it is.
+
+        Raises:
+            DomainError: The dtype is not floating point, there is no such device, or one was given twice.
+        """
+        where = f"{type(self).__name__}.to"
+        if target is not None:
+            given = "dtype" if isinstance(target, torch.dtype) else "device"
+            if (dtype if given == "dtype" else device) is not None:
+                raise DomainError(f"{where}: got a {given} twice; give it once")
+            device, dtype = (device, target) if isinstance(target, torch.dtype) else (target, dtype)
+        return moved(
+            self,
+            None if device is None else validation.device(where, device),
+            None if dtype is None else validation.float_dtype(where, dtype),
+        )
 
     def save(self, path: str) -> None:
-        """Write the process to one file; :func:`probnn.load` gives it back."""
+        """Write the process to one file; :func:`probnn.load` gives it back.
+
+        Raises:
+            SerializationError: A part of it has no saved form, or the file cannot be written.
+        """
         io.save(self, path)
 
     def _enter(self, verb: str, shape: Any, generator: Any, X: Tensor | None = None) -> torch.Size:
@@ -201,12 +261,13 @@ class StochasticProcess(ABC):
 
     def _predict(self, X: Tensor, noise: bool) -> Posterior:
         from ..predictive import DrawsPosterior
+        from ..predictive.mixture import root
 
         f = self._sample(X, torch.Size([256]), rnd.generator_from(0)).movedim(0, -3)
         if self.likelihood is None:
             return DrawsPosterior(f)
         mean, variance = self.likelihood.moments(f, f.new_zeros(1, self.likelihood.num_parameters))
-        return DrawsPosterior(mean, noise_std=variance.sqrt() if noise else None)
+        return DrawsPosterior(mean, noise_std=root(variance) if noise else None)
 
     def _condition(self, X: Tensor, Y: Tensor, noise_variance: Tensor | None) -> StochasticProcess:
         raise UnsupportedError(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .. import random as rnd
 from .. import validation
-from ..errors import DegenerateWeightsWarning, ShapeError, UnsupportedError
+from ..errors import DegenerateWeightsWarning, DomainError, ShapeError, UnsupportedError, user_level
 from ..likelihoods import Likelihood
 from ..networks import Layout
 from .base import StochasticProcess
@@ -47,6 +47,12 @@ class EmpiricalProcess(ParametricProcess):
     info: Any = None
 
     def __post_init__(self) -> None:
+        for name in ("theta", "psi"):
+            if not torch.is_tensor(getattr(self, name)):
+                raise DomainError(
+                    f"EmpiricalProcess: {name} must be a torch tensor, got a {type(getattr(self, name)).__name__}"
+                    + ("; without parameters of the likelihood it is theta[..., :0]" if name == "psi" else "")
+                )
         expected = (*self.theta.shape[:2], self.base.num_parameters)
         if self.theta.ndim != 3 or tuple(self.theta.shape) != expected or 0 in self.theta.shape[:2]:
             raise ShapeError(
@@ -107,7 +113,10 @@ class EmpiricalProcess(ParametricProcess):
         return 1 / self.weights.square().sum(-1)
 
     def thin(self, num_draws: int) -> EmpiricalProcess:
-        """Keep `num_draws` draws of equal weight, spread evenly over the chains (systematically over the weights)."""
+        """Keep `num_draws` draws of equal weight, spread evenly over the chains (systematically over the weights).
+
+        Draws of large weight are kept several times; so are all of them where more are asked for than there are.
+        """
         validation.positive_int("EmpiricalProcess.thin", "num_draws", num_draws)
         weights = self._single_weights("thin").double()
         at = (torch.arange(num_draws, dtype=torch.double, device=weights.device) + 0.5) / num_draws
@@ -152,12 +161,13 @@ class EmpiricalProcess(ParametricProcess):
 
     def _predict(self, X: Tensor, noise: bool) -> Posterior:
         from ..predictive import DrawsPosterior
+        from ..predictive.mixture import root
 
         f, psi = self._channels(X)
         if self.likelihood is None:
             return DrawsPosterior(f, self.log_weights)
         mean, variance = self.likelihood.moments(f, psi)
-        return DrawsPosterior(mean, self.log_weights, variance.sqrt() if noise else None)
+        return DrawsPosterior(mean, self.log_weights, root(variance) if noise else None)
 
     def _condition(self, X: Tensor, Y: Tensor, noise_variance: Tensor | None) -> EmpiricalProcess:
         if self.likelihood is None:
@@ -173,6 +183,6 @@ class EmpiricalProcess(ParametricProcess):
                 f"EmpiricalProcess.condition: the weights rest on {smallest:.1f} of {self.num_draws} draws "
                 "(effective sample size); fit again on all data",
                 DegenerateWeightsWarning,
-                stacklevel=3,
+                stacklevel=user_level(),
             )
         return conditioned

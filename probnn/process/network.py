@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import random as rnd
+from .. import validation
 from ..errors import DomainError
 from ..networks import Layout, Network
 from .parametric import ParametricProcess
@@ -23,6 +25,9 @@ class BayesianNetwork(ParametricProcess):
         weight_prior: The law of the weights, such as :class:`probnn.priors.NormalWeights`.
         dtype: Precision of draws; None: torch's default when the object is made.
         device: Where it lives; None: torch's default device.
+
+    Raises:
+        DomainError: An argument is of the wrong type, or the prior does not fit the layers of the network.
 
     Example:
         >>> import torch, probnn
@@ -43,15 +48,27 @@ class BayesianNetwork(ParametricProcess):
                 f"BayesianNetwork: network must be a probnn Network, got a {type(self.network).__name__}; "
                 "wrap a torch module in probnn.ModuleNetwork"
             )
-        if not hasattr(self.weight_prior, "weights"):
+        prior, layout = self.weight_prior, self.network.layout
+        if isinstance(prior, type):
+            raise DomainError(
+                f"BayesianNetwork: weight_prior is the class {prior.__name__}; give {prior.__name__}(...)"
+            )
+        if not hasattr(prior, "weights"):
             raise DomainError(
                 f"BayesianNetwork: weight_prior must be a weight prior such as probnn.priors.NormalWeights(), "
-                f"got a {type(self.weight_prior).__name__}"
+                f"got a {type(prior).__name__}"
             )
-        like = torch.empty(0, dtype=self.dtype, device=self.device)
+        dtype = None if self.dtype is None else validation.float_dtype("BayesianNetwork", self.dtype)
+        device = None if self.device is None else validation.device("BayesianNetwork", self.device)
+        like = torch.empty(0, dtype=dtype, device=device)
         object.__setattr__(self, "dtype", like.dtype)
         object.__setattr__(self, "device", like.device)
-        object.__setattr__(self, "_layout", self.weight_prior.layout(self.network.layout))
+        object.__setattr__(self, "_layout", prior.layout(layout))
+        # One draw nobody sees, so that a prior made for another number of layers is refused here and not later.
+        with torch.no_grad():
+            generator = rnd.generator_from(0, device=like.device)
+            theta = prior.sample(layout, (1,), generator=generator, dtype=like.dtype, device=like.device)
+            prior.weights(layout, theta)
 
     @property
     def input_dim(self) -> int:  # type: ignore[override]

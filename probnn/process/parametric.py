@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -62,6 +62,12 @@ class ParametricProcess(StochasticProcess):
 
         theta, psi = self._sample_joint(torch.Size([1, num_draws]), rnd.generator_from(seed))
         return EmpiricalProcess(self, theta, psi, self.likelihood, info=self.info)
+
+    def to_arviz(self, **options: Any) -> Any:
+        """Draws as ArviZ groups; of an :class:`EmpiricalProcess`, which :meth:`draws` makes."""
+        raise UnsupportedError(
+            f"{type(self).__name__}.to_arviz: needs draws; freeze some first, process.draws(num_draws).to_arviz(...)"
+        )
 
     def _check_theta(self, verb: str, theta: Tensor) -> Tensor:
         where = f"{type(self).__name__}.{verb}"

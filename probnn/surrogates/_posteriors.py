@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from numbers import Integral
+from typing import Any, NoReturn
 
 import torch
 from botorch.acquisition.objective import PosteriorTransform, ScalarizedPosteriorTransform
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from ..errors import DomainError, ShapeError, UnsupportedError
 from ..predictive import DrawsPosterior, MarginalPosterior
+from ..predictive.draws import _Absent
 
 
 def _through_marginals(operation: Callable[..., Posterior]) -> Callable[..., Posterior]:
@@ -96,9 +98,9 @@ def untransform(posterior: Posterior, transform: OutcomeTransform, X: Tensor) ->
 def checked(outputs: Sequence[int], m: int) -> list[int]:
     """Indices of outcomes, counted from 0."""
     indices = list(outputs)
-    if not indices or any(isinstance(i, bool) or not isinstance(i, int) or not -m <= i < m for i in indices):
+    if not indices or any(isinstance(i, bool) or not isinstance(i, Integral) or not -m <= i < m for i in indices):
         raise DomainError(f"ProcessModel: indices of outputs must be integers from {-m} to {m - 1}, got {indices}")
-    return [i % m for i in indices]
+    return [int(i) % m for i in indices]
 
 
 @_through_marginals
@@ -136,3 +138,12 @@ def apply_transform(posterior: Posterior, transform: PosteriorTransform, X: Tens
     values = transform.evaluate(posterior.values.contiguous(), X.unsqueeze(-3))
     values = values.unsqueeze(-1) if values.ndim < posterior.values.ndim else values
     return DrawsPosterior(values, posterior.log_weights, salt=posterior.salt)
+
+
+def refuse_attribute(what: str) -> NoReturn:
+    """Say that a model of draws has no such attribute, in the way that lets BoTorch ask whether it has."""
+    raise _Absent(
+        f"{what}. BoTorch's qMaxValueEntropy, qJointEntropySearch, qPredictiveEntropySearch and "
+        "qBayesianActiveLearningByDisagreement are for Gaussian processes; for draws use "
+        "probnn.surrogates.MaxValueEntropy or ExpectedInformationGain"
+    )

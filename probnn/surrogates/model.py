@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from botorch.acquisition.objective import PosteriorTransform
@@ -19,12 +19,12 @@ from botorch.utils.datasets import SupervisedDataset
 from torch import Tensor, nn
 
 from .. import validation
-from ..errors import DegenerateWeightsWarning, DomainError, ShapeError, UnsupportedError
+from ..errors import DegenerateWeightsWarning, DomainError, ShapeError, UnsupportedError, user_level
 from ..predictive import DrawsPosterior, MarginalPosterior
-from ..predictive.draws import _Absent
 from ..process import EmpiricalProcess, ParametricProcess, StochasticProcess
 from ..process.empirical import MIN_ESS
 from . import _posteriors, _state
+from ._fantasies import imagined, is_student_t
 
 
 class ProcessModel(Model):
@@ -199,7 +199,7 @@ class ProcessModel(Model):
         m = self.process.num_outcomes
         validation.outcomes(where, "Y", Y, X, m)
         if noise is not None:
-            validation.variances(where, noise, X, m)
+            validation.variances(where, noise, X, m, name="noise")
         if hasattr(self, "outcome_transform"):
             Y, _ = self.outcome_transform(Y, X=inside)
         process = self.process.condition(inside, Y, noise_variance=noise)
@@ -216,8 +216,8 @@ class ProcessModel(Model):
     ) -> ProcessModel:
         """The model conditioned on outcomes imagined at X; differentiable in X.
 
-        Outcomes are drawn from the posterior with observation noise. A subset of the outcomes imagines all of
-        them, because a real evaluation brings them all.
+        Outcomes are drawn from the posterior with observation noise (Student-t noise as such). A subset of the outcomes
+        imagines all of them, because a real evaluation brings them all.
 
         Args:
             X: Points ``... x n x d``.
@@ -230,9 +230,13 @@ class ProcessModel(Model):
             says so once a model, not at every evaluation of an acquisition function.
 
         Raises:
+            DomainError, ShapeError: An argument does not fit; the message says how.
             UnsupportedError: The likelihood is not of real outcomes, or the process cannot be conditioned.
         """
         where = "ProcessModel.fantasize"
+        self._transformed("fantasize", X)  # refuses what does not fit, in the words of this method
+        if not isinstance(sampler, MCSampler):
+            raise DomainError(f"{where}: sampler must be a botorch MCSampler, got a {type(sampler).__name__}")
         if observation_noise is not None and not isinstance(observation_noise, Tensor):
             raise DomainError(f"{where}: observation_noise must be a tensor or None, got {observation_noise!r}")
         whole = self if self._outputs is None else self._copy(outputs=None)
@@ -251,6 +255,10 @@ class ProcessModel(Model):
         if torch.is_tensor(X) and X.ndim > 1 and X.shape[-2] == 0:
             batch = torch.broadcast_shapes(self._batch_shape, X.shape[:-2])
             return X.new_empty(*sampler.sample_shape, *batch, 0, m)
+        if noise is True and is_student_t(self.process):
+            inside = self._transformed("fantasize", X)
+            Y = imagined(self.process, inside, sampler, self._salt)
+            return self.outcome_transform.untransform(Y, X=inside)[0] if hasattr(self, "outcome_transform") else Y
         Y = sampler(self.posterior(X, observation_noise=noise))
         try:
             if Y.shape[-1] != m:
@@ -275,7 +283,7 @@ class ProcessModel(Model):
                 f"{where}: a fantasy rests on {smallest:.1f} of {process.num_draws} draws (effective sample size), so "
                 "lookahead values are too high; keep more draws (num_draws=). This is said once a model",
                 DegenerateWeightsWarning,
-                stacklevel=3,
+                stacklevel=user_level(),
             )
 
     def subset_output(self, idcs: Sequence[int]) -> ProcessModel:
@@ -335,9 +343,9 @@ class ProcessModel(Model):
 
     def __getattr__(self, name: str) -> Any:
         if name in ("train_inputs", "train_targets"):
-            _refuse(f"ProcessModel: keeps no {name}")
+            _posteriors.refuse_attribute(f"ProcessModel: keeps no {name}")
         if name == "likelihood":
-            _refuse("ProcessModel: has no gpytorch likelihood (its own is model.process.likelihood)")
+            _posteriors.refuse_attribute("ProcessModel: has no gpytorch likelihood (see model.process.likelihood)")
         return super().__getattr__(name)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ProcessModel:
@@ -390,11 +398,3 @@ class ProcessModel(Model):
             config["outputs"],
         )
         return model
-
-
-def _refuse(what: str) -> NoReturn:
-    raise _Absent(
-        f"{what}. BoTorch's qMaxValueEntropy, qJointEntropySearch, qPredictiveEntropySearch and "
-        "qBayesianActiveLearningByDisagreement are for Gaussian processes; for draws use "
-        "probnn.surrogates.MaxValueEntropy or ExpectedInformationGain"
-    )

@@ -35,6 +35,9 @@ class Inferred:
         likelihood: The likelihood; an inferred noise becomes one for each outcome.
         method: The inference method.
 
+    Raises:
+        DomainError: The prior is a process or a class and not what makes processes, or the others are of another type.
+
     Example:
         >>> import probnn
         >>> from probnn.surrogates import Inferred, Surrogate
@@ -46,6 +49,24 @@ class Inferred:
     prior: Callable[[int, int], StochasticProcess]
     likelihood: Likelihood
     method: InferenceMethod
+
+    def __post_init__(self) -> None:
+        prior: Any = self.prior
+        expected = "Inferred: prior must make the prior for (input_dim, channels), such as probnn.priors.BNNPrior()"
+        if isinstance(prior, type):
+            raise DomainError(f"{expected}; got the class {prior.__name__}, give {prior.__name__}(...)")
+        if not callable(prior):
+            raise DomainError(
+                f"{expected}; got a {type(prior).__name__}"
+                + (", whose dimensions are fixed already" if isinstance(prior, StochasticProcess) else "")
+            )
+        for name, value, kind in (
+            ("likelihood", self.likelihood, Likelihood),
+            ("method", self.method, InferenceMethod),
+        ):
+            if not isinstance(value, kind):
+                got = f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
+                raise DomainError(f"Inferred: {name} must be an object of a {kind.__name__} class, got {got}")
 
     def __call__(
         self,
@@ -96,8 +117,12 @@ class Surrogate:
     def __post_init__(self) -> None:
         if not callable(self.build):
             raise DomainError(f"Surrogate: build must be callable, such as an Inferred, got {self.build!r}")
-        if self.outcome_transform is not None:
-            validation.choice("Surrogate", "outcome_transform", self.outcome_transform, ("standardize",))
+        if self.outcome_transform not in ("standardize", None):
+            raise DomainError(
+                f"Surrogate: outcome_transform must be 'standardize' or None, got {self.outcome_transform!r}"
+            )
+        if self.outcome_transform is not None and isinstance(self.build, Inferred):
+            _check_real(self.build.likelihood)
         if self.input_transform is not None:
             try:
                 low, high = (float(v) for v in self.input_transform)
@@ -109,7 +134,7 @@ class Surrogate:
                     f"got {self.input_transform!r}"
                 )
             object.__setattr__(self, "input_transform", (low, high))
-        validation.positive_int("Surrogate", "num_draws", self.num_draws)
+        object.__setattr__(self, "num_draws", validation.positive_int("Surrogate", "num_draws", self.num_draws))
 
     def fit(
         self,
@@ -138,14 +163,14 @@ class Surrogate:
             ShapeError, DomainError, NonFiniteError: The data do not fit together; the message says how.
         """
         where = "Surrogate.fit"
-        rnd.check_seed(where, seed)
+        seed = rnd.check_seed(where, seed)
         X, Y = train_X, train_Y
-        d, m = _columns(where, "train_X", X), _columns(where, "train_Y", Y)
-        validation.inputs(where, X, d, batched=False)
+        d, m = _columns(where, "train_X", X, "d"), _columns(where, "train_Y", Y, "m")
+        validation.inputs(where, X, d, batched=False, name="train_X")
         validation.outcomes(where, "train_Y", Y, X, m, batched=False)
         if train_Yvar is not None:
             validation.outcomes(where, "train_Yvar", train_Yvar, X, m, batched=False)
-            validation.variances(where, train_Yvar, X, m)
+            validation.variances(where, train_Yvar, X, m, name="train_Yvar")
         if bounds is not None:
             _check_bounds(where, bounds, X)
         if init is not None and not isinstance(init, (ProcessModel, StochasticProcess)):
@@ -162,10 +187,28 @@ class Surrogate:
         return ProcessModel(process, num_draws=self.num_draws, input_transform=scale, outcome_transform=units)
 
 
-def _columns(where: str, name: str, x: Any) -> int:
-    if torch.is_tensor(x) and (x.ndim != 2 or x.shape[-1] == 0):
-        raise ShapeError(f"{where}: {name} must have shape (n, columns), got {tuple(x.shape)}; one column is [:, None]")
-    return x.shape[-1] if torch.is_tensor(x) else 1
+def _check_real(likelihood: Likelihood) -> None:
+    """Refuse to standardise outcomes which are not any real number."""
+    try:
+        likelihood.check_outcomes("", torch.tensor([[-0.5]]))
+    except DomainError:
+        raise DomainError(
+            f"Surrogate: a {type(likelihood).__name__} likelihood cannot take standardised outcomes; "
+            "set outcome_transform=None"
+        ) from None
+
+
+def _columns(where: str, name: str, x: Any, columns: str) -> int:
+    if not torch.is_tensor(x):
+        raise DomainError(
+            f"{where}: {name} must be a torch tensor of shape (n, {columns}), got a {type(x).__name__}; "
+            "convert it with torch.as_tensor"
+        )
+    if x.ndim != 2 or x.shape[-1] == 0:
+        raise ShapeError(
+            f"{where}: {name} must have shape (n, {columns}), got {tuple(x.shape)}; one column is [:, None]"
+        )
+    return x.shape[-1]
 
 
 def _check_bounds(where: str, bounds: Any, X: Tensor) -> None:

@@ -1,6 +1,7 @@
 """The checks every part of the library passes, for parts written elsewhere.
 
-Each function raises `AssertionError` with what went wrong, and returns None.
+Each function raises `AssertionError` with what went wrong, and `DomainError` where it is given something else than it
+checks. :func:`check_inference_method` and :func:`check_surrogate` return what they fitted, the others None.
 
 Example:
     >>> import probnn

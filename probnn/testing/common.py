@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import random as rnd
-from ..errors import ProbnnError
+from ..errors import DomainError, ProbnnError
 
 
 def expect(condition: bool | Tensor, message: str) -> None:
     """Fail with `message` unless `condition` holds."""
     if not bool(condition):
         raise AssertionError(message)
+
+
+def instance(where: str, name: str, value: Any, kind: type, hint: str) -> None:
+    """Refuse to check what is not of `kind`; `hint` says what to give."""
+    if not isinstance(value, kind):
+        got = f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
+        raise DomainError(f"{where}: {name} must be a {kind.__name__} object, got {got}; give {hint}")
 
 
 def close(a: Tensor, b: Tensor, tolerance: float, message: str) -> None:

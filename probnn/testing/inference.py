@@ -9,7 +9,7 @@ from ..errors import DomainError, NonFiniteError, ShapeError
 from ..inference import InferenceMethod
 from ..likelihoods import Likelihood
 from ..process import ParametricProcess, StochasticProcess
-from .common import expect, raises, untouched_stream
+from .common import expect, instance, raises, untouched_stream
 
 
 def check_inference_method(
@@ -30,7 +30,12 @@ def check_inference_method(
 
     Raises:
         AssertionError: The contract is broken; the message says where.
+        DomainError: An argument is of another type.
     """
+    where = "check_inference_method"
+    instance(where, "method", method, InferenceMethod, "one such as probnn.Laplace()")
+    instance(where, "prior", prior, StochasticProcess, "a process such as probnn.BayesianNetwork(...)")
+    instance(where, "likelihood", likelihood, Likelihood, "one such as probnn.likelihoods.Gaussian()")
     name = type(method).__name__
     with untouched_stream(f"{name}.fit"):
         posterior = method.fit(prior, likelihood, X, Y, seed=seed)

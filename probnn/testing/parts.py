@@ -9,7 +9,7 @@ from ..errors import UnsupportedError
 from ..likelihoods import Likelihood
 from ..networks import Layout, Network
 from ..priors import WeightPrior
-from .common import close, expect, points, raises, untouched_stream
+from .common import close, expect, instance, points, raises, untouched_stream
 
 
 def check_network(network: Network, *, seed: int = 0) -> None:
@@ -21,7 +21,9 @@ def check_network(network: Network, *, seed: int = 0) -> None:
 
     Raises:
         AssertionError: The contract is broken; the message says where.
+        DomainError: An argument is of another type.
     """
+    instance("check_network", "network", network, Network, "one such as probnn.MLP(input_dim=2)")
     name, d, c, P = type(network).__name__, network.input_dim, network.output_dim, network.num_parameters
     dtype = torch.float64
     expect(network.layout.size == P, f"{name}: the layout has {network.layout.size} entries, not {P}")
@@ -62,7 +64,11 @@ def check_weight_prior(prior: WeightPrior, network: Layout, *, seed: int = 0) ->
 
     Raises:
         AssertionError: The contract is broken; the message says where.
+        DomainError: An argument is of another type.
     """
+    where = "check_weight_prior"
+    instance(where, "prior", prior, WeightPrior, "one such as probnn.priors.NormalWeights()")
+    instance(where, "network", network, Layout, "the layout of a network, network.layout")
     name, P = type(prior).__name__, prior.layout(network).size
     with untouched_stream(f"{name}.sample"):
         theta = prior.sample(network, (3, 2), generator=rnd.generator_from(seed), dtype=torch.float64)
@@ -96,7 +102,10 @@ def check_likelihood(likelihood: Likelihood, *, num_outcomes: int = 1, seed: int
 
     Raises:
         AssertionError: The contract is broken; the message says where.
+        DomainError: An argument is of another type.
     """
+    hint = "one such as probnn.likelihoods.Gaussian()"
+    instance("check_likelihood", "likelihood", likelihood, Likelihood, hint)
     name, m, R = type(likelihood).__name__, num_outcomes, likelihood.num_parameters
     c, generator = likelihood.channels(m), rnd.generator_from(seed)
     expect(likelihood.outcomes(c) == m, f"{name}: outcomes(channels({m})) is {likelihood.outcomes(c)}")

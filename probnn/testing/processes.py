@@ -7,7 +7,7 @@ import torch
 from .. import random as rnd
 from ..errors import DomainError, NonFiniteError, ShapeError, UnsupportedError
 from ..process import ParametricProcess, StochasticProcess
-from .common import close, expect, points, raises, untouched_stream
+from .common import close, expect, instance, points, raises, untouched_stream
 
 
 def check_process(process: StochasticProcess, *, seed: int = 0, tolerance: float = 1e-9) -> None:
@@ -21,9 +21,15 @@ def check_process(process: StochasticProcess, *, seed: int = 0, tolerance: float
 
     Raises:
         AssertionError: The contract is broken; the message says where.
+        DomainError: An argument is of another type.
     """
+    instance("check_process", "process", process, StochasticProcess, "one such as probnn.BayesianNetwork(...)")
     name, d, c, m = type(process).__name__, process.input_dim, process.output_dim, process.num_predictions
-    expect(process.to(dtype=process.dtype).dtype == process.dtype, f"{name}.to: changes the dtype it was given")
+    dtype, other = process.dtype, torch.float32 if process.dtype == torch.float64 else torch.float64
+    converted = process.to(dtype=other)
+    expect(converted.dtype == other, f"{name}.to: dtype {converted.dtype} where {other} was asked for")
+    expect(converted.predict(points((4, d), other, seed)).mean.dtype == other, f"{name}.to: predicts in another dtype")
+    expect(process.dtype == dtype, f"{name}.to: changes the process itself, which must stay as it is")
     for lead in ((), (2,), (3, 2)):
         X = points((*lead, 4, d), process.dtype, seed)
         with untouched_stream(f"{name}.predict"):
@@ -88,7 +94,7 @@ def _check_gradient(process: StochasticProcess, f: object, X: torch.Tensor, name
     (gradient,) = torch.autograd.grad(f(leaf).sum(), leaf)  # type: ignore[operator]
     with torch.no_grad():
         difference = (f(X + step * direction) - f(X - step * direction)).sum() / (2 * step)  # type: ignore[operator]
-    close((gradient * direction).sum(), difference, 1e-4, f"{name}.sample_functions: gradient in X")
+    close((gradient * direction).sum(), difference, 1e-5, f"{name}.sample_functions: gradient in X")
 
 
 def _check_bad_inputs(process: StochasticProcess) -> None:
@@ -121,7 +127,10 @@ def check_parametric_process(process: ParametricProcess, *, seed: int = 0) -> No
 
     Raises:
         AssertionError: The contract is broken; the message says where.
+        DomainError: An argument is of another type.
     """
+    hint = "one such as probnn.BayesianNetwork(...)"
+    instance("check_parametric_process", "process", process, ParametricProcess, hint)
     name, d, c, P = type(process).__name__, process.input_dim, process.output_dim, process.num_parameters
     expect(process.layout.size == P, f"{name}: the layout has {process.layout.size} entries, not {P}")
     theta = process.sample_parameters((3, 2), generator=rnd.generator_from(seed))

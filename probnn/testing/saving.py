@@ -12,7 +12,7 @@ import torch
 from .. import io
 from ..errors import SerializationError
 from ..process import StochasticProcess
-from .common import expect, points, raises
+from .common import expect, instance, points, raises
 
 
 def check_saving(process: StochasticProcess, *, network: Any = None) -> None:
@@ -24,10 +24,13 @@ def check_saving(process: StochasticProcess, *, network: Any = None) -> None:
 
     Raises:
         AssertionError: The contract is broken; the message says where.
+        DomainError: An argument is of another type.
     """
     from safetensors import safe_open
     from safetensors.torch import load_file, save_file
 
+    hint = "a prior or a posterior; probnn.save takes other objects too"
+    instance("check_saving", "process", process, StochasticProcess, hint)
     name = type(process).__name__
     X = points((3, process.input_dim), process.dtype, 0)
     with tempfile.TemporaryDirectory() as folder:

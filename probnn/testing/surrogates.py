@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DomainError, NonFiniteError, ShapeError
-from .common import close, expect, raises, untouched_stream
+from .common import close, expect, instance, raises, untouched_stream
 
 
 def check_surrogate(surrogate: Any, train_X: Tensor, train_Y: Tensor, *, bounds: Tensor, seed: int = 0) -> Any:
@@ -25,9 +25,13 @@ def check_surrogate(surrogate: Any, train_X: Tensor, train_Y: Tensor, *, bounds:
 
     Raises:
         AssertionError: The contract is broken; the message says where.
+        DomainError: An argument is of another type.
     """
     from botorch.models.model import Model
 
+    from ..surrogates import Surrogate
+
+    instance("check_surrogate", "surrogate", surrogate, Surrogate, "a recipe such as probnn.get_surrogate('gp')")
     d, m = train_X.shape[-1], train_Y.shape[-1]
     with untouched_stream("Surrogate.fit"):
         model = surrogate.fit(train_X, train_Y, bounds=bounds, seed=seed)

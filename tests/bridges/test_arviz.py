@@ -311,6 +311,44 @@ def test_version_one_gets_a_tree(seed: int, monkeypatch: pytest.MonkeyPatch) -> 
     assert asked == {"var_names": None, "round_to": "none", "ci_prob": 0.8, "ci_kind": "hdi"}
 
 
+@pytest.mark.parametrize(("chains", "length"), [(4, 1), (1, 3), (1, 40), (2, 4)])
+def test_a_summary_has_the_columns_there_can_be(
+    chains: int, length: int, seed: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An ensemble's members are chains of one draw: no R-hat, no effective size, and no complaint about it."""
+    whole = draws(seed).theta.flatten(0, 1)[: chains * length].unflatten(0, (chains, length))
+    posterior = probnn.EmpiricalProcess(draws(seed).base, whole, whole[..., :0])
+    X = inputs(3, seed)
+    table = arviz_summary(posterior.to_arviz(X_test=X))
+    f = posterior.apply(whole, X).squeeze(-1).flatten(0, 1)
+    assert numpy.allclose(table["mean"], f.mean(0)) and numpy.allclose(table["sd"], f.std(0))
+    diagnosed = {"mcse_mean", "ess_bulk", "ess_tail"}
+    assert diagnosed <= set(table) if length >= 4 else not diagnosed & set(table)
+    assert ("r_hat" in table) == (chains > 1 and length >= 4)
+    assert not table.isna().any(axis=None) and not caplog.records
+
+
+def test_summaries_of_something_else_are_refused(seed: int) -> None:
+    posterior, X = draws(seed), inputs(2, seed)
+    with pytest.raises(DomainError, match=r"got a EmpiricalProcess; give posterior.to_arviz\(X_test=...\)"):
+        arviz_summary(posterior)
+    with pytest.raises(DomainError, match="got a Tensor; give what to_arviz returns"):
+        arviz_summary(X)
+    data = posterior.to_arviz(X_test=X)
+    with pytest.raises(DomainError, match=r"no variables \['g'\] in the posterior group; it has \['f', 'noise'\]"):
+        arviz_summary(data, var_names=["f", "g"])
+    del data.posterior
+    with pytest.raises(DomainError, match="no posterior group"):
+        arviz_summary(data)
+
+
+def test_names_of_variables(seed: int) -> None:
+    data = draws(seed).to_arviz(X_test=inputs(2, seed))
+    assert arviz_summary(data, var_names="noise").index.tolist() == ["noise"]
+    assert arviz_summary(data, var_names=["~f"]).index.tolist() == ["noise"]
+    assert len(arviz_summary(data)) == 3
+
+
 def test_what_it_refuses(seed: int) -> None:
     posterior, X, Y = draws(seed), inputs(6, seed), outcomes(6, 1, seed)
     weighted = posterior.condition(X[:1], Y[:1])

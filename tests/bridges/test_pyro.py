@@ -318,8 +318,10 @@ def test_what_the_model_refuses() -> None:
 
 
 def test_what_to_pyro_refuses() -> None:
-    with pytest.raises(DomainError, match="prior must be parametric"):
+    with pytest.raises(DomainError, match="prior must be a StochasticProcess, got a MLP"):
         to_pyro(probnn.MLP(input_dim=1), likelihoods.Gaussian())  # type: ignore[arg-type]
+    with pytest.raises(UnsupportedError, match="prior must be parametric"):
+        to_pyro(probnn.priors.GPPrior()(1, 1), likelihoods.Gaussian())  # type: ignore[arg-type]
     with pytest.raises(DomainError, match="likelihood must be"):
         to_pyro(network(), "gaussian")  # type: ignore[arg-type]
     with pytest.raises(DomainError, match="3 channels"):

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 import probnn
+from probnn.diagnostics import ess, rhat
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -59,7 +60,8 @@ def test_every_public_name_has_a_page(name: str) -> None:
 
 
 def test_every_error_has_a_page() -> None:
-    assert set(listed(API / "errors.md")) == defined(probnn.errors)
+    classes = {name for name in defined(probnn.errors) if inspect.isclass(getattr(probnn.errors, name))}
+    assert set(listed(API / "errors.md")) == classes
 
 
 def test_the_index_lists_every_module_and_every_name_at_the_top() -> None:
@@ -135,6 +137,17 @@ def test_how_to_pages_run(page: Path, monkeypatch: pytest.MonkeyPatch, tmp_path:
     names: dict[str, Any] = {}
     for block in [*code(DOCS / "how-to" / "index.md"), *code(page)]:
         exec(block.replace("num_samples=500, warmup_steps=500", "num_samples=5, warmup_steps=5"), names)
+
+
+def test_the_posterior_at_hand_in_the_how_to_pages_is_a_good_one() -> None:
+    """As it is printed: what the page on convergence says of its numbers is true, and nothing warns."""
+    names: dict[str, Any] = {}
+    for block in code(DOCS / "how-to" / "index.md"):
+        exec(block, names)
+    post, f = names["post"], names["post"].apply(names["post"].theta, names["X_new"])
+    assert rhat(f).max() < 1.02 and ess(f).min() > 300
+    assert post.info.converged and post.info.warnings == ()
+    assert post.info.divergences < 0.01 * post.num_draws and abs(post.info.acceptance - 0.8) < 0.1
 
 
 def test_the_index_lists_every_how_to() -> None:

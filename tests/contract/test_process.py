@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 
@@ -59,11 +61,13 @@ def test_tasks_have_the_covariance_of_samples(name: str, seed: int) -> None:
         assert ((a - exact).abs() <= 5 * sa).all()
 
 
+@dataclass(frozen=True, eq=False)
 class Marginal(StochasticProcess):
     """A process that knows marginals only: what a network trained on single points would be."""
 
+    dtype: torch.dtype = DOUBLE
+    device: torch.device = torch.device("cpu")
     input_dim, output_dim, joint = 2, 1, None
-    dtype, device = DOUBLE, torch.device("cpu")
 
     def _sample_functions(self, shape, generator):
         raise UnsupportedError("no functions")

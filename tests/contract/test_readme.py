@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,25 @@ def test_the_example_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsy
     assert torch.equal(probnn.load(str(tmp_path / "post.safetensors")).predict(X_new).mean, post.predict(X_new).mean)
     printed = capsys.readouterr()
     assert printed.out == "" and "HMC" in printed.err  # the progress bar, and nothing else
+
+
+def test_the_optimisation_runs() -> None:
+    blocks = re.findall(r"^```python\n(.*?)^```", TEXT, flags=re.MULTILINE | re.DOTALL)
+    (block,) = (b for b in blocks if "bo.run" in b)
+    assert "num_evaluations=30, progress=True" in block
+    names: dict[str, Any] = {}
+    exec(block.replace("num_evaluations=30, progress=True", "num_evaluations=3"), names)
+    assert len(names["bo"].trials) == 3 and names["train_and_score"](0.01, 4) == pytest.approx(0.9)
+
+
+def test_the_package_is_the_command() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "probnn", "info"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert f"probnn       {probnn.__version__}" in done.stdout and "bnn-hmc" in done.stdout and not done.stderr
+    bad = subprocess.run([sys.executable, "-m", "probnn", "nothing"], cwd=ROOT, capture_output=True, text=True)
+    assert bad.returncode == 2 and "probnn" in bad.stderr and "nothing" in bad.stderr
+    assert "probnn info" in TEXT and "python -m probnn" in TEXT
 
 
 @pytest.mark.parametrize("target", re.findall(r"^make (\w+)", TEXT, flags=re.MULTILINE))

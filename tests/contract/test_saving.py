@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import gpytorch
+import numpy
 import pytest
 import torch
 
 import probnn
 from probnn import likelihoods
 from probnn.errors import SerializationError
+from probnn.process import StochasticProcess
 from probnn.testing import check_saving
 from tests.cases import LIKELIHOODS, METHODS, PROCESSES, WEIGHT_PRIORS, data, gaussian_process, module, network
 
@@ -32,12 +36,16 @@ def test_processes(name: str) -> None:
     check_saving(process, network=module() if name == "module network" else None)
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_posteriors(name: str) -> None:
+@functools.cache
+def posterior(name: str) -> StochasticProcess:
     X, Y = data()
     prior = gaussian_process() if name == "exact" else network(hidden=(4,))
-    posterior = METHODS[name].fit(prior, likelihoods.Gaussian(), X, Y)
-    check_saving(posterior)
+    return METHODS[name].fit(prior, likelihoods.Gaussian(), X, Y)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_posteriors(name: str) -> None:
+    check_saving(posterior(name))
 
 
 @pytest.mark.parametrize("kind", ["likelihoods", "weight priors", "methods"])
@@ -52,21 +60,42 @@ def test_parts(kind: str, tmp_path: Path) -> None:
             assert torch.equal(a, b) if torch.is_tensor(a) else a == b
 
 
+# Everything in a folder, loaded and asked for its predictions and draws.
+ELSEWHERE = """
+import os, sys, torch
+torch.set_num_threads(1)
+import probnn
+from tests.cases import data, module
+def answers(process):
+    X = data()[0]
+    found = [process.predict(X).mean, process.predict(X).variance]
+    if process.joint is not None:
+        found.append(process.sample(X, (3,), generator=torch.Generator().manual_seed(0)))
+    return found
+if __name__ == "__main__":
+    folder, out = sys.argv[1:]
+    torch.save({name: answers(probnn.load(os.path.join(folder, name), network=module() if "module" in name else None))
+                for name in os.listdir(folder)}, out)
+"""
+
+
 def test_a_new_process_predicts_the_same(tmp_path: Path) -> None:
-    X, Y = data()
-    posterior = METHODS["hmc"].fit(network(), likelihoods.Gaussian(), X, Y)
-    posterior.save(tmp_path / "post.safetensors")
-    torch.save(X, tmp_path / "X.pt")
-    code = (
-        "import sys, torch, probnn; torch.set_num_threads(1); X = torch.load(sys.argv[2]);"
-        "post = probnn.load(sys.argv[1]); p = post.predict(X);"
-        "torch.save((p.mean, p.variance), sys.argv[3])"
-    )
-    arguments = [str(tmp_path / name) for name in ("post.safetensors", "X.pt", "out.pt")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, "-c", code, *arguments], check=True, env=environment)
-    mean, variance = torch.load(tmp_path / "out.pt")
-    assert torch.equal(mean, posterior.predict(X).mean) and torch.equal(variance, posterior.predict(X).variance)
+    """Every process and every method's posterior, in another interpreter, bit for bit."""
+    scope: dict[str, Any] = {"__name__": "here"}
+    exec(ELSEWHERE, scope)
+    folder, out = tmp_path / "saved", tmp_path / "answers"
+    folder.mkdir()
+    saved = {f"process, {name}": make() for name, (make, _) in PROCESSES.items()}
+    saved |= {f"posterior, {name}": posterior(name) for name in METHODS}
+    for name, process in saved.items():
+        process.save(folder / name)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    subprocess.run([sys.executable, "-c", ELSEWHERE, str(folder), str(out)], check=True, env=environment)
+    there = torch.load(out)
+    assert there.keys() == saved.keys()
+    for name, process in saved.items():
+        here = scope["answers"](process)
+        assert len(here) == len(there[name]) and all(map(torch.equal, here, there[name])), name
 
 
 def test_files_are_plain_safetensors_without_pickle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,8 +121,37 @@ def test_files_are_plain_safetensors_without_pickle(tmp_path: Path, monkeypatch:
 def test_garbage_is_refused(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "file.safetensors"
     path.write_bytes(content)
-    with pytest.raises(SerializationError, match="not a whole probnn file"):
+    foreign = content.endswith(b"{}      ")  # a whole file without tensors, of nobody
+    with pytest.raises(SerializationError, match="not one that probnn wrote" if foreign else "not a whole probnn file"):
         probnn.load(path)
+
+
+def test_files_of_others_are_named_as_such(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file({"weight": torch.zeros(2)}, tmp_path / "file", metadata={"format": "pt"})
+    with pytest.raises(SerializationError, match="safetensors file, but not one that probnn wrote"):
+        probnn.load(tmp_path / "file")
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    process = network(hidden=())
+    with pytest.raises(SerializationError, match=f"cannot write {tmp_path} .it is a folder"):
+        process.save(tmp_path)
+    missing = tmp_path / "nowhere" / "a.safetensors"
+    with pytest.raises(
+        SerializationError, match=f"cannot write {missing} .there is no folder {missing.parent}"
+    ) as caught:
+        process.save(missing)
+    assert ".tmp" not in str(caught.value) and not os.listdir(tmp_path)
+
+
+def test_numbers_of_numpy_are_saved_as_pythons(tmp_path: Path) -> None:
+    method = probnn.HMC(num_chains=numpy.int64(4), target_accept=numpy.float32(0.5))
+    prior = probnn.priors.NormalWeights(weight_scale=numpy.float32(0.5), bias_scale=(numpy.float64(0.25), 1))
+    for part in (method, prior):
+        probnn.save(part, tmp_path / "file")
+        assert probnn.load(tmp_path / "file") == part
 
 
 def test_every_truncation_is_refused(tmp_path: Path) -> None:
@@ -125,7 +183,7 @@ def test_nothing_is_left_half_written(tmp_path: Path, monkeypatch: pytest.Monkey
         raise OSError("disk full")
 
     monkeypatch.setattr("safetensors.torch.save_file", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(SerializationError, match=f"cannot write {path} .disk full"):
         PROCESSES["draws"][0]().save(path)
     assert path.read_bytes() == before and os.listdir(tmp_path) == [path.name]
 

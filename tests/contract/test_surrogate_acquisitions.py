@@ -250,7 +250,7 @@ def test_pending_points_are_concatenated(name: str) -> None:
 @pytest.mark.parametrize("name", DRAWS)
 def test_noisy_improvement_is_per_draw(name: str) -> None:
     model = probnn.ProcessModel(fitted(name).process.thin(S), num_draws=S)  # equal weights
-    baseline, X = model.process.base and points(4, seed=2) / 2, points(5, 1) / 2
+    baseline, X = points(4, seed=2) / 2, points(5, 1) / 2
     acquisition = qNoisyExpectedImprovement(
         model, baseline, prune_baseline=False, cache_root=False, sampler=DrawsSampler(torch.Size([S]), seed=0)
     )

@@ -11,10 +11,20 @@ from torch import Tensor
 
 import probnn
 from probnn import likelihoods, priors
+from probnn.errors import DomainError
 from probnn.inference import InferenceMethod, Target
 from probnn.networks import Block, Layout, Network
 from probnn.surrogates import Inferred, Surrogate
-from probnn.testing import check_inference_method, check_network, check_process, check_saving, check_surrogate
+from probnn.testing import (
+    check_inference_method,
+    check_likelihood,
+    check_network,
+    check_parametric_process,
+    check_process,
+    check_saving,
+    check_surrogate,
+    check_weight_prior,
+)
 from tests.cases import DOUBLE, data
 
 
@@ -109,3 +119,41 @@ def test_the_checks_notice_a_careless_method() -> None:
     prior = probnn.BayesianNetwork(FourierNetwork(), priors.NormalWeights(), dtype=DOUBLE)
     with pytest.raises(AssertionError, match="global stream"):
         check_inference_method(Careless(), prior, likelihoods.Gaussian(), X, Y)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda X, Y: check_surrogate("gp", X, Y, bounds=X[:2]),
+            r"surrogate must be a Surrogate.*get_surrogate\('gp'\)",
+        ),
+        (
+            lambda X, Y: check_weight_prior(priors.NormalWeights(), FourierNetwork()),
+            r"network must be a Layout.*\.layout",
+        ),
+        (lambda X, Y: check_weight_prior(priors.NormalWeights, FourierNetwork().layout), "got the class NormalWeights"),
+        (
+            lambda X, Y: check_saving(likelihoods.Gaussian()),
+            "process must be a StochasticProcess object, got a Gaussian",
+        ),
+        (lambda X, Y: check_likelihood(likelihoods.Gaussian), "must be a Likelihood object, got the class Gaussian"),
+        (lambda X, Y: check_network(torch.nn.Linear(2, 1)), "network must be a Network object, got a Linear"),
+        (lambda X, Y: check_process(FourierNetwork()), "process must be a StochasticProcess object, got a Fourier"),
+        (
+            lambda X, Y: check_parametric_process(priors.GPPrior()(2, 1)),
+            "must be a ParametricProcess object, got a Gau",
+        ),
+        (
+            lambda X, Y: check_inference_method(probnn.Laplace, priors.BNNPrior()(2, 1), likelihoods.Gaussian(), X, Y),
+            "method must be a InferenceMethod object, got the class Laplace",
+        ),
+        (
+            lambda X, Y: check_inference_method(probnn.Laplace(), priors.BNNPrior(), likelihoods.Gaussian(), X, Y),
+            "prior must be a StochasticProcess object, got a BNNPrior",
+        ),
+    ],
+)
+def test_the_checks_say_what_they_check(call: Any, message: str) -> None:
+    with pytest.raises(DomainError, match=message):
+        call(*data(5))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy
 import pytest
 import torch
 
@@ -28,6 +29,18 @@ def test_a_forked_stream_is_restored_after_an_error() -> None:
         torch.randn(3)
         raise KeyError
     assert torch.equal(before, torch.random.get_rng_state())
+
+
+@pytest.mark.gpu
+def test_a_fork_restores_the_streams_of_devices() -> None:
+    torch.cuda.init()
+    before = torch.cuda.get_rng_state_all()
+    draws = []
+    for _ in range(2):
+        with rnd.forked(rnd.generator_from(5)):  # a generator on the CPU for draws on the device
+            draws.append(torch.randn(4, device="cuda"))
+    assert torch.equal(*draws)
+    assert all(map(torch.equal, before, torch.cuda.get_rng_state_all()))
 
 
 def test_without_a_generator_the_global_stream_is_used() -> None:
@@ -59,7 +72,16 @@ def test_draws_take_the_dtype_of_their_model() -> None:
     assert 0 <= u.min() and u.max() < 1 and abs(u.mean() - 0.5) < 5 / (12 * 10_000) ** 0.5
 
 
-@pytest.mark.parametrize("seed", ["a", 1.0, -1, True, None, 2**63])
+def test_seeds_of_numpy() -> None:
+    seed = rnd.check_seed("here", numpy.int64(5))
+    assert type(seed) is int
+    a, b = rnd.generator_from(numpy.int64(5)), rnd.generator_from(5)  # type: ignore[arg-type]
+    assert torch.equal(rnd.normal((3,), generator=a), rnd.normal((3,), generator=b))
+
+
+@pytest.mark.parametrize(
+    "seed", [numpy.int64(-1), numpy.float64(1), numpy.bool_(True), "a", 1.0, -1, True, None, 2**63]
+)
 def test_bad_seeds(seed: object) -> None:
     with pytest.raises(DomainError, match="seed must be an integer"):
         rnd.generator_from(seed)  # type: ignore[arg-type]

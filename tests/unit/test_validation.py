@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy
 import pytest
 import torch
 from hypothesis import given
@@ -48,7 +49,54 @@ def test_non_finite_rows_are_named(bad: float) -> None:
         validation.inputs("here", X, 2)
 
 
-@pytest.mark.parametrize("value", [0, -1, 1.5, True, "3", None])
+@pytest.mark.parametrize("kind", [numpy.int64, numpy.int32, numpy.uint8])
+def test_integers_of_numpy_become_pythons(kind: type) -> None:
+    value = validation.positive_int("here", "steps", kind(3))
+    assert type(value) is int and value == 3
+    with pytest.raises(DomainError, match="steps must be an integer >= 4"):
+        validation.positive_int("here", "steps", kind(3), 4)
+
+
+@pytest.mark.parametrize("kind", [numpy.float32, numpy.float64, numpy.int64])
+def test_numbers_of_numpy_become_pythons(kind: type) -> None:
+    value = validation.positive("here", "lr", kind(2))
+    assert isinstance(value, (int, float)) and value == 2
+    with pytest.raises(DomainError, match="lr must be positive"):
+        validation.positive("here", "lr", kind(0))
+
+
+@pytest.mark.parametrize("value", [0, 1, -0.5, float("nan"), True, "0.5", None])
+def test_probability(value: object) -> None:
+    with pytest.raises(DomainError, match="prob must be a probability between 0 and 1"):
+        validation.probability("here", "prob", value)
+    assert validation.probability("here", "prob", numpy.float32(0.5)) == 0.5
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.complex64, torch.bool, "float32", float])
+def test_dtypes_of_a_process_are_floating_point(dtype: object) -> None:
+    with pytest.raises(DomainError, match="dtype must be a floating-point dtype such as torch.float64"):
+        validation.float_dtype("here", dtype)
+    assert validation.float_dtype("here", torch.float32) is torch.float32
+
+
+@pytest.mark.parametrize("where_to", ["cudaa", "cuda:99", 3.5])
+def test_devices_are_of_this_machine(where_to: object) -> None:
+    with pytest.raises(DomainError, match=f"device must be one of this machine.*got {where_to!r}"):
+        validation.device("here", where_to)
+    assert validation.device("here", "cpu") == torch.device("cpu")
+
+
+def test_messages_use_the_names_of_the_caller() -> None:
+    X = torch.zeros(2, 3)
+    with pytest.raises(ShapeError, match="train_X must have shape"):
+        validation.inputs("here", X, 2, name="train_X")
+    with pytest.raises(DomainError, match="noise must be positive"):
+        validation.variances("here", torch.zeros(2, 1), X, 1, name="noise")
+    with pytest.raises(DomainError, match=r"\.to\(dtype=\.\.\.\)"):
+        validation.inputs("here", X, 3, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.5, True, "3", None, numpy.float64(3), numpy.bool_(True)])
 def test_positive_int(value: object) -> None:
     with pytest.raises(DomainError, match="steps must be an integer >= 1"):
         validation.positive_int("here", "steps", value)

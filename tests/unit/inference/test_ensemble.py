@@ -11,7 +11,7 @@ from torch import Tensor
 import probnn
 from probnn import likelihoods, priors
 from probnn import random as rnd
-from probnn.errors import ConvergenceError, DomainError, UnsupportedError
+from probnn.errors import ConvergenceError, ConvergenceWarning, DomainError, UnsupportedError
 from probnn.inference import DeepEnsemble, GaussianWeightProcess, Target
 from probnn.inference.ensemble import _gaussian_like, _set_psi
 from tests.cases import DOUBLE, data, network
@@ -197,3 +197,24 @@ def test_settings_and_lost_members() -> None:
     with pytest.raises(ConvergenceError, match="3 of 3 members") as caught:
         DeepEnsemble(size=3, steps=10).fit(network(), likelihoods.Gaussian(noise=1e-2), X, 1e160 * Y)
     assert caught.value.partial.shape == (3, network().num_parameters)
+
+
+@pytest.mark.parametrize("sd", [0.01, 1e-4])
+@pytest.mark.parametrize("n", [2, 8])
+def test_anchored_members_are_exact_draws_at_a_small_noise(sd: float, n: int, seed: int) -> None:
+    """Where 400 steps of Adam are far from enough; with fewer rows than weights and with more."""
+    X, Y = data(n, seed=seed)
+    mean, covariance, _ = conjugate(linear(), X, Y, torch.tensor(sd**2, dtype=DOUBLE))
+    posterior = DeepEnsemble(size=1000, anchored=True).fit(linear(), likelihoods.Gaussian(noise=sd), X, Y, seed=seed)
+    assert posterior.info.converged
+    check_draws(posterior.theta[:, 0], mean, covariance)
+
+
+def test_anchored_members_still_climbing_are_flagged() -> None:
+    X, Y = data(30)
+    method = DeepEnsemble(size=4, steps=120, lr=1e-3, anchored=True)
+    with pytest.warns(ConvergenceWarning, match=r"4 of 4 anchored members still gained more than 10 nats"):
+        posterior = method.fit(network(), likelihoods.Gaussian(noise=0.01), X, Y)
+    assert posterior.info.converged is False and len(posterior.info.warnings) == 1
+    short = DeepEnsemble(size=4, steps=20, lr=1e-3, anchored=True)
+    assert short.fit(network(), likelihoods.Gaussian(noise=0.01), X, Y).info.warnings == ()

@@ -323,7 +323,7 @@ def test_single_precision_warns_and_searches_in_double() -> None:
     [
         (Exact(optimize=False), rbf(), Gaussian(), UnsupportedError, r"Gaussian\(noise=...\).*optimize=True"),
         (Exact(), rbf(), Bernoulli(), UnsupportedError, "must be probnn.likelihoods.Gaussian, got Bernoulli"),
-        (Exact(), rbf(), Gaussian(levels=3), ShapeError, "1 noise levels, got 3"),
+        (Exact(), rbf(), Gaussian(levels=3), ShapeError, r"must have 1 noise level \(levels\) for 1 outcome, got 3"),
         (
             Exact(),
             GaussianProcess(RBFKernel().double(), input_dim=2, hyperprior={"lengthscale": LogNormal()}),

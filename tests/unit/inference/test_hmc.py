@@ -15,6 +15,7 @@ from probnn.errors import ConvergenceError, ConvergenceWarning, DivergenceWarnin
 from probnn.inference import Target, start
 from probnn.inference.adaptation import van_der_corput
 from probnn.inference.integrator import energy, initial_state, leapfrog
+from probnn.inference.mixing import worst_rhat
 from tests.cases import DOUBLE, data, network
 
 SHORT = probnn.HMC(num_chains=4, num_warmup=40, num_samples=12)
@@ -151,3 +152,57 @@ def test_replications_in_one_batch_are_checked() -> None:
     for bad in (Y, Y.expand(3, 5, 1)):
         with pytest.raises(ShapeError, match=r"\(R, 1, 5, 1\)"):
             SHORT.fit_batch(network(hidden=()), likelihoods.Gaussian(), X, bad)
+
+
+def chains(seed: int, **shift: float) -> tuple:
+    """Draws of two weights and a log scale that agree, but for one chain moved by so much in what is named."""
+    prior = network(probnn.priors.HierarchicalWeights(), hidden=())
+    g = rnd.generator_from(seed)
+    theta = 0.1 * rnd.normal((4, 200, prior.num_parameters), generator=g, dtype=DOUBLE)
+    psi, log_prob = rnd.normal((4, 200, 1), generator=g, dtype=DOUBLE), rnd.normal((4, 200), generator=g, dtype=DOUBLE)
+    slices = {b.name: s for b, s in prior.layout.slices() if b.role == "scale"}
+    names = [b.name for b, _ in prior.layout.slices() if b.role != "scale"]
+    weight = next(s for b, s in prior.layout.slices() if b.name == names[0])
+    # The function is the weights times their scales: moved together with its weight's a scale leaves it alone.
+    theta[0, :, next(iter(slices.values()))] += shift.get("scale", 0.0)
+    theta[0, :, weight] *= torch.tensor(-shift.get("scale", 0.0)).exp()
+    theta[0, :, weight] += shift.get("weight", 0.0)
+    psi[0] += shift.get("psi", 0.0)
+    log_prob[0] += shift.get("log_prob", 0.0)
+    return prior, theta, psi, log_prob
+
+
+@pytest.mark.parametrize(
+    ("shift", "name"),
+    [({}, None), ({"psi": 5.0}, "parameters of the likelihood"), ({"log_prob": 5.0}, "log density"),
+     ({"scale": 2.0}, "scales of the prior")],
+)  # fmt: skip
+def test_everything_that_chains_must_agree_on_is_judged(shift: dict, name: str | None, seed: int) -> None:
+    what, value = worst_rhat(*(lambda p, *rest: (p, data()[0], *rest))(*chains(seed, **shift)))
+    assert (value < 1.05) if name is None else (value > 1.2 and name in what), (what, value)
+
+
+def test_functions_are_judged_off_the_data_too(seed: int) -> None:
+    """All rows of X have x_0 = 0, so that nothing there tells what the first weight is."""
+    prior, theta, psi, log_prob = chains(seed, weight=5.0)
+    X = data()[0] * torch.tensor([0.0, 1.0], dtype=DOUBLE)
+    X[0, 0] = 1e-3
+    what, value = worst_rhat(prior, X, theta, psi, log_prob)
+    assert value > 1.2 and "function" in what
+    stuck = theta.clone()
+    stuck[1] = stuck[1, :1]
+    assert not worst_rhat(prior, X, stuck, psi, log_prob)[1] <= 1.2
+
+
+def test_chains_that_disagree_about_the_noise_are_not_converged() -> None:
+    """Held at their starts by trajectories of one tiny step."""
+    X, Y = data()
+    method = probnn.HMC(num_chains=4, num_warmup=0, num_samples=24, max_leapfrog=1)
+    init = network().draws(4)
+    law = likelihoods.Gaussian(noise_spread=1e-3)
+    with pytest.warns(ConvergenceWarning, match=r"chains disagree, most about the .* \(R-hat"):
+        posterior = method.fit(network(), law, X, Y, init=init)
+    assert posterior.info.converged is False
+    short = replace(method, num_samples=4).fit(network(), law, X, Y, init=init)
+    assert short.info.converged is False and not short.info.warnings
+    assert replace(method, num_samples=3).fit(network(), law, X, Y, init=init).info.converged is None

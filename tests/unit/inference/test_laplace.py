@@ -21,7 +21,7 @@ from probnn.errors import (
     ShapeError,
     UnsupportedError,
 )
-from probnn.inference import GaussianWeightProcess, Target
+from probnn.inference import GaussianWeightProcess, Target, hyper
 from probnn.inference.base import Session
 from probnn.inference.curvature import information, jacobian, jacobian_slope, weigh_root
 from probnn.inference.laplace_fit import LaplaceFit
@@ -292,6 +292,23 @@ def test_tuning_raises_the_evidence(structure: str, seed: int) -> None:
         assert again.info.log_evidence == pytest.approx(tuned.info.log_evidence, abs=0.1)
 
 
+def test_scales_are_set_on_the_device_of_the_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the device without values, which refuses tensors of another as an accelerator does."""
+    monkeypatch.setattr(hyper, "replace", lambda old, **changes: changes)  # priors look at values when they are made
+    changes = hyper.tuned(network(hidden=(3,)), (0, 2), torch.zeros(2, dtype=DOUBLE, device="meta"))
+    scale = changes["weight_prior"]["weight_scale"]
+    assert scale.device.type == "meta" and scale.shape == (2,)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("structure", ["full", "diagonal", "last_layer"])
+def test_tuning_on_a_device(structure: str) -> None:
+    X, Y = (t.cuda() for t in problem(20))
+    method = probnn.Laplace(tune=True, structure=structure, steps=100)
+    posterior = method.fit(network(hidden=(4,)), likelihoods.Gaussian(), X, Y)
+    assert posterior.predict(X).mean.device == X.device and posterior.sample(X, (3,)).device == X.device
+
+
 def test_inferred_noise_does_not_depend_on_where_it_starts(seed: int) -> None:
     X, Y = problem(40, d=1, seed=seed)
     found = []
@@ -508,7 +525,7 @@ def test_no_data_is_the_prior() -> None:
 def test_what_it_refuses() -> None:
     X, Y = problem(12)
     gaussian = likelihoods.Gaussian(noise=0.1)
-    with pytest.raises(UnsupportedError, match="log prior of LaplaceWeights is not concave"):
+    with pytest.raises(UnsupportedError, match="log prior of LaplaceWeights has no curvature at the mode"):
         probnn.Laplace(steps=20).fit(network((4,), priors.LaplaceWeights()), gaussian, X, Y)
     with pytest.raises(UnsupportedError, match="tune=True sets the scales of a NormalWeights prior, got Hierarchical"):
         probnn.Laplace(tune=True).fit(network((4,), priors.HierarchicalWeights()), gaussian, X, Y)
@@ -590,3 +607,41 @@ def test_local_model_evidence_agrees_in_both_spaces(seed: int) -> None:
         torch.zeros(2, dtype=DOUBLE), A[:2] @ torch.diag(scales**2) @ A[:2].mT + 0.04 * torch.eye(2, dtype=DOUBLE)
     )
     torch.testing.assert_close(few.evidence(other, z[:0], change), small.log_prob(Y[:2].mT).sum(), rtol=0, atol=1e-9)
+
+
+def test_evidence_where_the_prior_is_lost_beside_the_data(seed: int) -> None:
+    """A Gram matrix of 1e16 and more: through its triangular root, against the n c x n c matrices."""
+    X, Y = problem(9, seed=seed)
+    prior, likelihood = network(()), likelihoods.Gaussian(noise=1e-10)
+    X = torch.cat([X[:, :1], X[:, :1]], -1)  # one direction of the weights is known through the prior alone
+    z = prior.sample_parameters(generator=rnd.generator_from(seed))
+    A = torch.cat([X, torch.ones_like(X[:, :1])], -1)
+    Y = A @ z.unsqueeze(-1) + 1e-10 * Y
+    model = LocalModel("test", Target(prior, likelihood, X, Y), z)
+    F = model.features.reshape(9, -1)
+    singular = torch.linalg.svdvals(F / 1e-10)
+    residual = (Y - A @ z.unsqueeze(-1)).flatten() / 1e-10
+    # u solves a least-squares problem in [F / sd; I]; no Gram matrix in it.
+    stacked = torch.cat([F / 1e-10, torch.eye(3, dtype=DOUBLE)])
+    right = torch.cat([residual, -model.u])
+    left = right - stacked @ torch.linalg.lstsq(stacked, right.unsqueeze(-1)).solution.flatten()
+    exact = (
+        -0.5 * left.square().sum()
+        - 0.5 * singular.square().log1p().sum()
+        - 9 * (math.log(1e-10) + 0.5 * math.log(2 * math.pi))
+    )
+    assert model.evidence(likelihood, z[:0]).item() == pytest.approx(exact.item(), abs=1e-3)
+    scale = torch.zeros(1, dtype=DOUBLE, requires_grad=True)
+    (slope,) = torch.autograd.grad(model.evidence(likelihood, z[:0], scale), scale)
+    assert slope.isfinite().all()
+
+
+def test_only_kinks_are_blamed_on_the_activation() -> None:
+    X, Y = problem(12)
+    for activation, said in (("relu", True), ("tanh", False)):
+        prior = probnn.BayesianNetwork(
+            probnn.MLP(input_dim=2, hidden=(8,), activation=activation), priors.NormalWeights(), dtype=DOUBLE
+        )
+        with pytest.warns(ConvergenceWarning, match="mode was not reached") as caught:
+            probnn.Laplace(steps=2, polish_steps=1).fit(prior, likelihoods.Gaussian(noise=0.01), X, Y)
+        assert ("smooth activation" in str(caught[0].message)) is said

@@ -122,3 +122,14 @@ def test_known_noise_is_gaussian_only(likelihood: likelihoods.Likelihood) -> Non
     for call in (lambda: likelihood.log_prob(Y, F, NONE, Y.abs() + 1), lambda: likelihood.given_noise(Y)):
         with pytest.raises(UnsupportedError, match="noise_variance"):
             call()
+
+
+def test_the_variance_of_a_likely_class_does_not_cancel() -> None:
+    """p(1 - p) with 1 - p as the sum of the other probabilities; gradients as those of the softmax."""
+    f = torch.tensor([[40.0, 0.0, 0.0], [0.0, 500.0, -100.0], [1.0, 1.0, 1.0]], dtype=DOUBLE, requires_grad=True)
+    p, variance = likelihoods.Categorical(3).moments(f, NONE)
+    assert variance[0, 0].item() == pytest.approx(2 * math.exp(-40), rel=1e-14)
+    assert variance[1, 1].item() == pytest.approx(math.exp(-500), rel=1e-13)
+    torch.testing.assert_close(variance[2], torch.full((3,), 2 / 9, dtype=DOUBLE))
+    (slope,) = torch.autograd.grad(variance[0, 0], f)  # dv/df_0 = p(1 - p)(1 - 2p)
+    assert slope[0, 0].item() == pytest.approx(-2 * math.exp(-40), rel=1e-12)

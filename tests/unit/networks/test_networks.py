@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy
 import pytest
 import torch
 from torch import nn
@@ -59,6 +60,11 @@ def test_layout() -> None:
     assert torch.equal(layout.flatten(layout.unflatten(flat)), flat)
     with pytest.raises(ShapeError, match="expected"):
         layout.unflatten(flat[:, 1:])
+    named = layout.unflatten(flat)
+    with pytest.raises(DomainError, match=r"missing are \['layers.0.bias', 'layers.1.weight', 'layers.1.bias'\]"):
+        layout.flatten({"layers.0.weight": named["layers.0.weight"], "a": flat})
+    with pytest.raises(DomainError, match=r"unknown are \['a'\]"):
+        layout.flatten({**named, "a": flat})
     with pytest.raises(ShapeError, match="layers.0.bias"):
         layout.flatten({**layout.unflatten(flat), "layers.0.bias": torch.zeros(2, 5)})
     assert layout.expand(torch.tensor([1.0, 2.0, 3.0, 4.0])).unique_consecutive(return_counts=True)[1].tolist() == [
@@ -108,6 +114,16 @@ def test_wrong_shapes() -> None:
         net(torch.zeros(12), torch.zeros(4, 2))
     with pytest.raises(ShapeError, match=r"\(4, 3\)"):
         net(torch.zeros(13), torch.zeros(4, 3))
+    for evaluate in (net, net.pullback):
+        with pytest.raises(DomainError, match=r"torch.float32 on cpu and torch.float64 on cpu; convert"):
+            evaluate(torch.zeros(13), torch.zeros(4, 2).double())  # type: ignore[operator]
+        with pytest.raises(DomainError, match="must be torch tensors, got a list"):
+            evaluate([0.0] * 13, torch.zeros(4, 2))  # type: ignore[arg-type, operator]
+
+
+def test_widths_of_numpy_become_pythons() -> None:
+    net = probnn.MLP(input_dim=numpy.int64(2), hidden=numpy.array([3, 4]), output_dim=numpy.int32(1))  # type: ignore[arg-type]
+    assert net == probnn.MLP(input_dim=2, hidden=(3, 4)) and type(net.hidden[0]) is type(net.input_dim) is int
 
 
 def test_module_network_is_a_copy() -> None:
@@ -133,8 +149,65 @@ def test_module_network_freezes_what_needs_no_gradient() -> None:
 
 @pytest.mark.parametrize(
     ("module", "error"),
-    [(nn.Linear(2, 3), ShapeError), (nn.Tanh(), DomainError), (3, DomainError)],
+    [
+        (nn.Linear(2, 3), ShapeError),
+        (nn.Linear(3, 1), ShapeError),  # cannot take two columns at all
+        (nn.LSTM(2, 1), ShapeError),  # gives a pair
+        (nn.Tanh(), DomainError),
+        (3, DomainError),
+    ],
 )
 def test_bad_modules(module: object, error: type) -> None:
     with pytest.raises(error, match="ModuleNetwork"):
         probnn.ModuleNetwork(module, input_dim=2)  # type: ignore[arg-type]
+
+
+class Noisy(nn.Module):
+    """Another value at every call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(2, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear(nn.functional.dropout(x, training=True))
+
+
+class ZeroLast(nn.Module):
+    """Looks at its neighbours, behind a last layer that starts at zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(2, 3), nn.Linear(3, 1)
+        nn.init.zeros_(self.last.weight)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.first(x)
+        return self.last(h - h.mean(0))
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        nn.Sequential(nn.Linear(2, 1), nn.Softmax(0)),
+        nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3, track_running_stats=False), nn.Linear(3, 1)),
+        Noisy(),
+        ZeroLast(),
+        ZeroLast().double(),
+    ],
+    ids=["softmax over rows", "batch statistics", "dropout always", "zero at first", "zero at first, double"],
+)
+def test_modules_whose_rows_are_not_alone(module: nn.Module) -> None:
+    before = torch.random.get_rng_state()
+    with pytest.raises(DomainError, match="ModuleNetwork: the module must treat each row on its own"):
+        probnn.ModuleNetwork(module, input_dim=2)
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_modules_whose_rows_are_alone(dtype: torch.dtype) -> None:
+    module = nn.Sequential(nn.Linear(2, 64), nn.LayerNorm(64), nn.BatchNorm1d(64), nn.GELU(), nn.Softmax(-1))
+    module.append(nn.Linear(64, 3))
+    before = torch.random.get_rng_state()
+    assert probnn.ModuleNetwork(module.to(dtype), input_dim=2, output_dim=3).num_parameters
+    assert torch.equal(before, torch.random.get_rng_state())

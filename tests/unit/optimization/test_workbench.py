@@ -194,6 +194,21 @@ def test_rows_outside_of_the_space_teach(tmp_path: Path) -> None:
         BayesianOptimization(space, maximize="y", history=path, strict=True)
 
 
+def test_experiments_that_were_not_asked_for(tmp_path: Path) -> None:
+    space = Space(x=Real(0, 1), kind=Categorical(["a", "b", "c"]))
+    with BayesianOptimization(space, maximize="y", surrogate="gp", history=tmp_path / "t.csv") as bo:
+        for i in range(6):
+            trial = bo.add({"x": i / 4, "kind": "old" if i % 2 else "a"}, float(i), sem=0.1)
+            assert trial.source == "user" and trial.status == "complete"
+        bo.add({"x": 0.5, "kind": "b"}, status="failed", note="it burned")
+        with pytest.raises(DomainError, match="missing are 'kind'"):
+            bo.add({"x": 0.5}, 1.0)
+        with pytest.raises(DomainError, match="finite number"):
+            bo.add({"x": 0.5, "kind": "a"}, math.nan)
+        assert len(bo.trials) == 7 and bo.ask()[0].source == "model"
+    assert len(BayesianOptimization(space, maximize="y", history=tmp_path / "t.csv").trials) == 8
+
+
 def test_failures_teach() -> None:
     space = Space(x=Real(0, 1), y=Real(0, 1))
 

@@ -501,7 +501,6 @@ BAD = {
         r"above -inf, got .*log_weights \(2, 5\)",
     ),
     "dtype of weights": ((V, torch.zeros(5).double()), {}, DomainError, "float32 cpu, log_weights .* torch.float64"),
-    "noise of zero": ((V, None, torch.zeros(5, 1, 1)), {}, DomainError, "noise_std must be positive"),
     "negative noise": ((V, None, -torch.ones(())), {}, DomainError, "got a minimum of -1"),
     "NaN noise": ((V, None, torch.full((5, 1, 1), math.nan)), {}, NonFiniteError, "noise_std must not hold NaN"),
     "shape of noise": ((V, None, torch.ones(5, 1)), {}, ShapeError, r"noise_std \(5, 1\)"),

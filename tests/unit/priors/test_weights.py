@@ -6,9 +6,11 @@ import math
 
 import pyro.distributions as dist
 import pytest
+import scipy.stats as st
 import torch
 
 import probnn
+from probnn import random as rnd
 from probnn.errors import DomainError
 from probnn.networks import Layout
 from probnn.priors import LaplaceWeights, NormalWeights, StudentTWeights, WeightPrior
@@ -195,3 +197,18 @@ def test_unknown_keywords_fail():
 def test_scales_must_match_the_layers():
     with pytest.raises(DomainError, match=r"weight_scale has \(2,\) values but the network has 3 weight blocks"):
         NormalWeights(weight_scale=(1.0, 2.0)).sample(NET.layout)
+
+
+def test_heavy_tails_are_drawn_as_far_as_numbers_reach(seed):
+    """At df = 0.1 in single precision exp(2E / df) overflows in one draw of eighty, its root in one of 7,000."""
+    net, count = probnn.MLP(input_dim=1, hidden=()).layout, 40_000
+    prior = StudentTWeights(df=0.1)
+    drawn = prior.sample(net, (count,), generator=rnd.generator_from(seed), dtype=torch.float32).flatten()
+    # P(|t| > x) from the density; sqrt(expm1) of a single overflows at 1.8e19, the number itself at 3.4e38.
+    for x in (1e10, 1e19, 1e30):
+        tail = 2 * st.t(0.1).sf(x)
+        error = (tail * (1 - tail) / len(drawn)) ** 0.5
+        assert abs((drawn.abs() > x).double().mean().item() - tail) < 5 * error, x
+    largest = 2 * st.t(0.1).sf(3.4e38)
+    infinite = drawn.isinf().double().mean().item()
+    assert infinite < largest + 5 * (largest / len(drawn)) ** 0.5 and not drawn.isnan().any()

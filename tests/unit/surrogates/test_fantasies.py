@@ -12,7 +12,7 @@ from torch import Tensor
 
 import probnn
 from probnn import likelihoods, priors
-from probnn.errors import DegenerateWeightsWarning, DomainError
+from probnn.errors import DegenerateWeightsWarning, DomainError, ShapeError
 from probnn.predictive import DrawsSampler
 from tests.unit.surrogates.toy import DOUBLE, draws, model, points
 
@@ -162,3 +162,20 @@ def test_fantasies_are_differentiable_in_their_points() -> None:
         return made.fantasize(X, sampler).posterior(far).mean
 
     assert torch.autograd.gradcheck(mean, (points(2).requires_grad_(True),), eps=1e-6, atol=1e-6)
+
+
+def test_what_does_not_fit_is_named_as_the_caller_named_it() -> None:
+    made, X, sampler = model(likelihood=WIDE), points(3), DrawsSampler(torch.Size([2]))
+    Y = X[:, :1]
+    with pytest.raises(DomainError, match="condition_on_observations: noise must be a torch tensor"):
+        made.condition_on_observations(X, Y, noise=0.1)  # type: ignore[arg-type]
+    with pytest.raises(DomainError, match="condition_on_observations: noise must be positive"):
+        made.condition_on_observations(X, Y, noise=torch.zeros_like(Y))
+    with pytest.raises(ShapeError, match=r"ProcessModel.fantasize: X must have shape"):
+        made.fantasize(X[:, :1], sampler)
+    with pytest.raises(DomainError, match="ProcessModel.fantasize: X must have dtype"):
+        made.fantasize(X.float(), sampler)
+    with pytest.raises(
+        DomainError, match="ProcessModel.fantasize: sampler must be a botorch MCSampler, got a NoneType"
+    ):
+        made.fantasize(X, None)  # type: ignore[arg-type]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from torch import Tensor
@@ -228,3 +229,63 @@ def test_a_build_must_build() -> None:
         Surrogate(lambda X, Y, **_: [X, Y]).fit(*data())
     with pytest.raises(TypeError, match="unknown"):
         Surrogate(Spy()).fit(*data(), unknown=3)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"prior": Linear()(2, 1)},
+            "prior must make the prior.*got a BayesianNetwork, whose dimensions are fixed already",
+        ),
+        ({"prior": priors.BNNPrior}, r"got the class BNNPrior, give BNNPrior\(\.\.\.\)"),
+        ({"prior": "bnn"}, "prior must make the prior.*got a str"),
+        ({"likelihood": 0.1}, "likelihood must be an object of a Likelihood class, got a float"),
+        ({"likelihood": likelihoods.Gaussian}, "got the class Gaussian"),
+        ({"method": probnn.Laplace}, "method must be an object of a InferenceMethod class, got the class Laplace"),
+        ({"method": "hmc"}, "got a str"),
+    ],
+)
+def test_bad_parts_are_refused_when_they_are_put_together(changes: dict[str, Any], message: str) -> None:
+    parts = {"prior": Linear(), "likelihood": likelihoods.Gaussian(), "method": probnn.Laplace(), **changes}
+    with pytest.raises(DomainError, match=f"Inferred: .*{message}"):
+        Inferred(**parts)
+
+
+@pytest.mark.parametrize(
+    "likelihood", [likelihoods.Bernoulli(), likelihoods.Categorical(3), likelihoods.Poisson()], ids=type
+)
+def test_outcomes_that_are_not_real_are_not_standardised(likelihood: likelihoods.Likelihood) -> None:
+    build = Inferred(Linear(), likelihood, probnn.Laplace())
+    name = type(likelihood).__name__
+    with pytest.raises(DomainError, match=f"a {name} likelihood cannot take .* set outcome_transform=None"):
+        Surrogate(build)
+    X, Y = data()
+    fitted = Surrogate(build, outcome_transform=None).fit(X, (Y > Y.mean()).double())
+    assert fitted.posterior(X).mean.isfinite().all()
+
+
+@pytest.mark.parametrize("value", ["log", 3, ("standardize",)])
+def test_every_outcome_transform_there_is_is_named(value: Any) -> None:
+    with pytest.raises(DomainError, match="outcome_transform must be 'standardize' or None, got"):
+        Surrogate(Spy(), outcome_transform=value)
+
+
+def test_arguments_of_fit_have_their_own_names() -> None:
+    X, Y = data()
+    with pytest.raises(DomainError, match=r"train_X must be a torch tensor of shape \(n, d\), got a ndarray; convert"):
+        Surrogate(Spy()).fit(X.numpy(), Y)  # type: ignore[arg-type]
+    with pytest.raises(DomainError, match=r"train_Y must be a torch tensor of shape \(n, m\), got a list"):
+        Surrogate(Spy()).fit(X, Y.tolist())  # type: ignore[arg-type]
+    with pytest.raises(ShapeError, match=r"train_X must have shape \(n, d\), got \(6,\)"):
+        Surrogate(Spy()).fit(X[:, 0], Y)
+    with pytest.raises(NonFiniteError, match="train_X must be finite"):
+        Surrogate(Spy()).fit(X * torch.nan, Y)
+    with pytest.raises(DomainError, match="train_Yvar must be positive"):
+        Surrogate(Spy()).fit(X, Y, torch.zeros_like(Y))
+
+
+def test_integers_of_numpy_are_integers() -> None:
+    spy = Spy()
+    Surrogate(spy, num_draws=numpy.int64(8)).fit(*data(), seed=numpy.int64(5))  # type: ignore[arg-type]
+    assert type(spy.options["seed"]) is int
