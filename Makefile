@@ -23,7 +23,7 @@ help:
 install: $(STAMP)
 
 # The stamp is written last: an interrupted installation is taken up again.
-$(STAMP): setup.cfg constraints.txt
+$(STAMP): setup.cfg pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("probnn needs Python 3.11 or newer, this is %d.%d; try: make install PYTHON=python3.11" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q -c constraints.txt torch==2.13.0

@@ -62,11 +62,14 @@ if TYPE_CHECKING:
         io,
         likelihoods,
         networks,
+        optimization,
+        plots,
         predictive,
         priors,
         process,
         random,
         surrogates,
+        testing,
     )
     from .inference import HMC, DeepEnsemble, Exact, Laplace, MeanFieldVI
     from .io import load, register_class, save

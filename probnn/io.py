@@ -22,9 +22,17 @@ import torch
 from torch import Tensor
 
 from ._version import __version__
-from .errors import ProbnnError, SerializationError
+from .errors import SerializationError
 
 FORMAT = 1
+_DTYPES = {
+    str(dtype).removeprefix("torch."): dtype
+    for dtype in (
+        torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16, torch.int8,
+        torch.uint8, torch.bool,
+    )
+}  # fmt: skip
+_FLOATS = {repr(value): value for value in (math.inf, -math.inf, math.nan)}  # JSON has no words for these
 _registered: dict[str, type] = {}
 _codecs: dict[str, tuple[type, Callable[[Any], dict[str, Any]], Callable[[dict[str, Any]], Any]]] = {}
 
@@ -88,7 +96,10 @@ def _encode(x: Any, tensors: dict[str, Tensor], path: str) -> Any:
         tensors[path] = x.detach().cpu().contiguous().clone()
         return {"tensor": path}
     if isinstance(x, torch.dtype):
-        return {"dtype": str(x).removeprefix("torch.")}
+        name = str(x).removeprefix("torch.")
+        if name not in _DTYPES:
+            raise SerializationError(f"save: {path} is {x}, which cannot be saved; known are {', '.join(_DTYPES)}")
+        return {"dtype": name}
     if isinstance(x, torch.device):
         return {"device": "cpu"}
     if isinstance(x, (tuple, list)):
@@ -106,36 +117,64 @@ def _encode(x: Any, tensors: dict[str, Tensor], path: str) -> Any:
     raise SerializationError(f"save: {path} is a {type(x).__module__}.{type(x).__qualname__}, which cannot be saved")
 
 
+class _Malformed(Exception):
+    """What a file says cannot be followed; :func:`load` adds which file."""
+
+
+def _entry(table: dict[str, Any], key: Any, what: str) -> Any:
+    if not isinstance(key, str) or key not in table:
+        raise _Malformed(f"there is no {what} {key!r}")
+    return table[key]
+
+
 def _decode(x: Any, tensors: dict[str, Tensor], context: dict[str, Any]) -> Any:
     if not isinstance(x, dict):
         return x
     if "tensor" in x:
-        return tensors[x["tensor"]]
+        return _entry(tensors, x["tensor"], "tensor")
     if "float" in x:
-        return float(x["float"])
+        return _entry(_FLOATS, x["float"], "number")
     if "dtype" in x:
-        return getattr(torch, x["dtype"])
+        return _entry(_DTYPES, x["dtype"], "dtype")
     if "device" in x:
-        return torch.device(x["device"])
+        return torch.device("cpu")
     if "tuple" in x:
         return tuple(_decode(v, tensors, context) for v in x["tuple"])
     if "dict" in x:
         return {k: _decode(v, tensors, context) for k, v in x["dict"].items()}
-    config = _decode(x["config"], tensors, context)
+    config = _decode(_entry(x, "config", "entry"), tensors, context)
+    if not isinstance(config, dict):
+        raise _Malformed(f"the entry 'config' must be a dictionary, not {config!r}")
     if "codec" in x:
-        if x["codec"].split(".")[0] == "probnn":
-            importlib.import_module(x["codec"])
-        if x["codec"] not in _codecs:
-            raise SerializationError(f"load: the file needs the codec {x['codec']}, which is not registered")
-        return _codecs[x["codec"]][2](config)
-    cls = _find(x["class"])
+        return _coded(x["codec"], config)
+    name = _entry(x, "class", "entry")
+    cls: Any = _find(name) if isinstance(name, str) else None
     if cls is None:
         raise SerializationError(
-            f"load: unknown class {x['class']}; import the package that registers it with probnn.register_class"
+            f"load: unknown class {name}; import the package that registers it with probnn.register_class"
         )
     if hasattr(cls, "_from_config"):
-        return cls._from_config(config, **context)
+        try:
+            return cls._from_config(config, **context)
+        except KeyError as error:
+            raise _Malformed(f"there is no entry {error} of {name}") from error
+    fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
+    needed = {n for n, f in fields.items() if f.default is f.default_factory is dataclasses.MISSING}
+    if odd := sorted((config.keys() - fields.keys()) | (needed - config.keys())):
+        raise _Malformed(f"the fields of {name} are {sorted(fields)}, and {odd} are unknown or missing")
     return cls(**config)
+
+
+def _coded(name: Any, config: dict[str, Any]) -> Any:
+    if isinstance(name, str) and name.split(".")[0] == "probnn":
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+    if not isinstance(name, str) or name not in _codecs:
+        raise SerializationError(f"load: the file needs the codec {name}, which is not registered")
+    try:
+        return _codecs[name][2](config)
+    except (KeyError, TypeError, RuntimeError) as error:  # entries that are missing, arguments or tensors that misfit
+        raise _Malformed(f"the codec {name} refuses it: {type(error).__name__}: {error}") from error
 
 
 @contextlib.contextmanager
@@ -208,7 +247,7 @@ def load(path: str | os.PathLike[str], *, network: Any = None) -> Any:
         SerializationError: The file is missing parts, is no file of this library, or is of a newer format.
         FileNotFoundError: There is no such file.
     """
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
     path = os.fspath(path)
     if not os.path.exists(path):
@@ -224,20 +263,22 @@ def load(path: str | os.PathLike[str], *, network: Any = None) -> Any:
             header = json.loads(metadata["probnn"])
             # A copy lies where memory is aligned; in the file it need not be, and sums then differ in the last bit.
             tensors = {key: file.get_tensor(key).clone() for key in file.keys()}
-        newest = int(header["format"])
+        written = int(header["format"])
     except SerializationError:
         raise
-    except Exception as error:  # safetensors raises its own type, json and lookups theirs
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise SerializationError(f"probnn.load: {path} is not a whole probnn file ({error})") from error
-    if newest != FORMAT:
-        raise SerializationError(
-            f"probnn.load: {path} has format {newest} and this version (probnn {__version__}) reads format {FORMAT}; "
+    if written != FORMAT:
+        advice = (
             "upgrade probnn"
+            if written > FORMAT
+            else "load it with the version that wrote it, and save what it holds anew"
+        )
+        raise SerializationError(
+            f"probnn.load: {path} has format {written} and this version (probnn {__version__}) reads format {FORMAT}; "
+            f"{advice}"
         )
     try:
         return _decode(header, tensors, {} if network is None else {"network": network})
-    except ProbnnError:
-        raise
-    except Exception as error:
-        what = f"{type(error).__name__}: {error}"
-        raise SerializationError(f"probnn.load: {path} cannot be read back ({what})") from error
+    except _Malformed as error:
+        raise SerializationError(f"probnn.load: {path} cannot be read back ({error})") from error

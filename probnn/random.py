@@ -85,8 +85,11 @@ def forked(generator: torch.Generator | None) -> Iterator[None]:
         yield
         return
     seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
-    # torch.manual_seed reseeds every device, whichever the generator is on.
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
+    # All devices, whichever the generator is on: a CPU generator may serve draws on any of them.
+    started = torch.cuda.is_initialized()
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if started else ()):
+        # Not torch.manual_seed, whose seed also waits for devices that start later, and nobody restores those.
+        torch.default_generator.manual_seed(seed)
+        if started:
+            torch.cuda.manual_seed_all(seed)
         yield

@@ -24,7 +24,7 @@ from ..progress import Progress
 Callback = Callable[[int, int, Any], Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FitInfo:
     """What happened during a fit.
 

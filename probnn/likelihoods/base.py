@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from .. import random as rnd
+from ..equality import ByValue
 from ..errors import DomainError, UnsupportedError
 
 
 @dataclass(frozen=True)
-class Likelihood(ABC):
+class Likelihood(ByValue, ABC):
     """The law of the outcomes Y (m columns) given the channels f (c columns) and parameters psi.
 
     psi are unconstrained, ``... x 1 x R`` beside f ``... x n x c``; R = 0 for most. A subclass is a

@@ -247,7 +247,8 @@ class Program:
         integrality = np.concatenate([np.array(whole, dtype=int), np.zeros(m), np.ones(len(users))])
         for presolve in (True, False):  # HiGHS fails at times on what its own presolve made of a program
             options = {"node_limit": MAX_NODES, "presolve": presolve}
-            result = milp(cost, integrality=integrality, bounds=bounds, constraints=limits, options=options)
+            # An irrational factor: of costs with a common unit HiGHS fails at times to make out its next bound.
+            result = milp(np.pi * cost, integrality=integrality, bounds=bounds, constraints=limits, options=options)
             if result.x is not None:
                 return np.concatenate([moved + stretch * result.x[:m], result.x[m:]])
             if result.status == INFEASIBLE:

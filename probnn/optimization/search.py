@@ -45,6 +45,7 @@ def quiet() -> Iterator[None]:
         # A candidate on a measured point makes their covariance singular; linear_operator's jitter is right there.
         warnings.simplefilter("ignore", NumericalWarning)
         warnings.simplefilter("ignore", BotorchWarning)
+        warnings.filterwarnings("ignore", message=".*NumPy array is not writable.*")  # which BoTorch does not write to
         yield
     for w in caught:
         if not issubclass(w.category, BotorchWarning):  # a climb that stopped early still gives points to judge
@@ -100,7 +101,9 @@ def best_setting(
     """
     search = _Search(acquisition, space, dict(fixed or {}), seed)
     with rnd.forked(rnd.generator_from(seed)), quiet():
-        search.look_at(design(space, NUM_RAW, 0, fixed, skip=NUM_NEW * (turn % MAX_TURNS)))
+        few = space.num_settings is not None and space.num_settings <= NUM_RAW
+        count, skip = (space.num_settings, 0) if few else (NUM_RAW, NUM_NEW * (turn % MAX_TURNS))
+        search.look_at(design(space, count or 1, 0, fixed, skip=skip))
         search.look_at(search.around(good))
         search.climb()
         return search.best(taken)

@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 
 from .. import random as rnd
-from .. import validation
 from ..errors import ShapeError
 from ..process import StochasticProcess
-from .style import COLOR, axes_or_new, summary
+from .style import COLOR, axes_or_new, check_probs, numbers, summary
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
 def band(ax: Any, x: Tensor, posterior: Any, prob: float, color: str, label: str | None = None) -> None:
     """Draw the central `prob` interval of a posterior's first outcome along x, and its mean."""
     mean, [(low, high)] = summary(posterior, (prob,), 1.0)
+    x = x.detach().cpu()
     ax.fill_between(x, low, high, color=color, alpha=0.2, lw=0, label=label)
     ax.plot(x, mean, color=color, lw=1.8)
 
@@ -52,6 +52,7 @@ def plot_functions(
 
     Raises:
         ShapeError: The process has several inputs, or x is not a vector.
+        DomainError: `prob` is not between 0 and 1.
 
     Example:
         >>> import torch, probnn
@@ -66,16 +67,17 @@ def plot_functions(
             f"plot_functions: needs a process of one input and x of shape (n,), got {process.input_dim} inputs and "
             f"x of shape {tuple(x.shape)}"
         )
-    validation.positive("plot_functions", "prob", prob, maximum=1)
+    (prob,) = check_probs("plot_functions", (prob,))
     ax = axes_or_new(ax, figsize=(6, 3.5))
     X = x.unsqueeze(-1)
     with torch.no_grad():
         band(ax, x, process.predict(X), prob, color, f"{prob:.0%} interval")
         if num_functions:
             f = process.sample_functions((num_functions,), generator=rnd.generator_from(seed))(X)
-            ax.plot(x, f[..., 0].T, color=color, lw=0.7, alpha=0.6)
+            ax.plot(x.cpu(), f[..., 0].T.cpu(), color=color, lw=0.7, alpha=0.6)
     if data is not None:
-        ax.plot(data[0][:, 0], data[1][:, 0], "o", color="black", ms=4, zorder=3, label="data")
+        inputs, outcomes = map(numbers, data)
+        ax.plot(inputs[:, 0], outcomes[:, 0], "o", color="black", ms=4, zorder=3, label="data")
     ax.set_xlabel("x")
     ax.set_ylabel("f(x)")
     return ax

@@ -101,13 +101,13 @@ def vector(where: str, name: str, values: Any, size: int | None = None) -> Tenso
 
 
 def summary(posterior: Any, probs: Sequence[float], sign: float) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-    """Mean and central intervals of the first outcome of a posterior, times `sign` (1 or -1)."""
-    mean = posterior.mean[..., 0]
+    """Mean and central intervals of the first outcome of a posterior, times `sign` (1 or -1), on the CPU."""
+    mean = posterior.mean[..., 0].detach()
     tails = [(1 - p) / 2 for p in probs]
-    levels = torch.tensor([q for t in tails for q in (t, 1 - t)], dtype=mean.dtype)
-    quantiles = posterior.quantile(levels)[..., 0].detach()
+    levels = torch.tensor([q for t in tails for q in (t, 1 - t)], dtype=mean.dtype, device=mean.device)
+    quantiles, mean = posterior.quantile(levels)[..., 0].detach().cpu(), mean.cpu()
     pairs = [(quantiles[2 * i], quantiles[2 * i + 1]) for i in range(len(probs))]
-    return sign * mean.detach(), [(low, high) if sign > 0 else (-high, -low) for low, high in pairs]
+    return sign * mean, [(low, high) if sign > 0 else (-high, -low) for low, high in pairs]
 
 
 def place(parameter: Any, value: Any) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import torch
@@ -12,11 +13,12 @@ from torch import Tensor
 
 from .. import random as rnd
 from .. import validation
+from ..equality import ByValue
 from ..errors import DomainError
 from .covariance import batched
 
 
-class HyperPrior(ABC):
+class HyperPrior(ByValue, ABC):
     """The law of one hyper-parameter, in its natural units. Subclasses are frozen dataclasses."""
 
     def sample(
@@ -32,6 +34,12 @@ class HyperPrior(ABC):
 
     @abstractmethod
     def _sample(self, shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None) -> Tensor: ...
+
+
+def _check_finite(where: str, name: str, value: Any) -> None:
+    real = torch.is_tensor(value) or (isinstance(value, Real) and not isinstance(value, bool))
+    if not real or not torch.as_tensor(value, dtype=torch.double).isfinite().all():
+        raise DomainError(f"{where}: {name} must be a finite number or tensor, got {value!r}")
 
 
 def _as(value: Any, like: Tensor) -> Tensor:
@@ -55,7 +63,9 @@ class Normal(HyperPrior):
     scale: float | Tensor = 1.0
 
     def __post_init__(self) -> None:
-        validation.positive(f"priors.{type(self).__name__}", "scale", self.scale)
+        where = f"priors.{type(self).__name__}"
+        _check_finite(where, "loc", self.loc)
+        validation.positive(where, "scale", self.scale)
 
     def _sample(self, shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None) -> Tensor:
         return _as(self.loc, like) + _as(self.scale, like) * rnd.normal(shape, generator=generator, like=like)
@@ -99,9 +109,9 @@ class Gamma(HyperPrior):
         validation.positive("priors.Gamma", "rate", self.rate)
 
     def _sample(self, shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None) -> Tensor:
-        concentration = _as(self.concentration, like).expand(shape)
-        with rnd.forked(generator), torch.no_grad():
-            return torch.distributions.Gamma(concentration, _as(self.rate, like)).sample()
+        a, b = _as(self.concentration, like), _as(self.rate, like)
+        with rnd.forked(generator):  # differentiable in both, through the derivative of the quantile function
+            return torch.distributions.Gamma(a.expand(shape), b).rsample()
 
 
 @dataclass(frozen=True)
@@ -121,6 +131,8 @@ class Uniform(HyperPrior):
     high: float | Tensor = 1.0
 
     def __post_init__(self) -> None:
+        for name in ("low", "high"):
+            _check_finite("priors.Uniform", name, getattr(self, name))
         if not (torch.as_tensor(self.low) < torch.as_tensor(self.high)).all():
             raise DomainError(f"priors.Uniform: low must be below high, got {self.low!r} and {self.high!r}")
 

@@ -5,6 +5,7 @@ This module imports gpytorch, so nothing imports it before there is a kernel.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import importlib
 from typing import Any
@@ -34,6 +35,8 @@ _PRIORS = {
     priors.HalfNormalPrior: ("scale",),
     priors.HalfCauchyPrior: ("scale",),
 }
+_CONSTRAINTS_BY_NAME: dict[str, Any] = {cls.__name__: cls for cls in _CONSTRAINTS}
+_PRIORS_BY_NAME: dict[str, Any] = {cls.__name__: cls for cls in _PRIORS}
 _TRANSFORMS: dict[str | None, tuple[Any, Any]] = {
     "softplus": (torch.nn.Softplus(), inv_softplus),
     "sigmoid": (torch.sigmoid, inv_sigmoid),
@@ -163,18 +166,19 @@ def _build(described: dict[str, Any]) -> Any:
     name = described["class"]
     if name not in _known and name.startswith("probnn."):
         package, _, attribute = name.rpartition(".")
-        getattr(importlib.import_module(package), attribute, None)
+        with contextlib.suppress(ImportError):  # the import registers it, if it is there
+            getattr(importlib.import_module(package), attribute, None)
     if name not in _known:
         raise SerializationError(f"load: unknown kernel {name}; import the package that registers it")
     arguments = dict(described["arguments"])
     for key, of in described["priors"].items():
-        arguments[f"{key}_prior"] = getattr(priors, of["class"])(**of["arguments"])
+        arguments[f"{key}_prior"] = _PRIORS_BY_NAME[of["class"]](**of["arguments"])
     if "base" in described:
         arguments["base_kernel"] = _build(described["base"])
     module = _known[name][0](*(_build(part) for part in described.get("parts", ())), **arguments)
     for parameter, of in described["constraints"].items():
         transform, inverse = _TRANSFORMS[of["transform"]]
-        constraint = getattr(constraints, of["class"])(**of["bounds"], transform=transform, inv_transform=inverse)
+        constraint = _CONSTRAINTS_BY_NAME[of["class"]](**of["bounds"], transform=transform, inv_transform=inverse)
         module.register_constraint(parameter, constraint)
     return module
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .. import random as rnd
 from .. import validation
+from ..equality import ByValue
 from ..errors import DomainError
 from ..networks import Layout
 
@@ -20,7 +21,7 @@ _LOG_2PI = math.log(2 * math.pi)
 Scale = float | Tensor | tuple[float, ...]
 
 
-class WeightPrior(ABC):
+class WeightPrior(ByValue, ABC):
     """The law of a network's weights, through coordinates theta of its own.
 
     theta may be the weights themselves or what they are made of: whitened weights and log scales,

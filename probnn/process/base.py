@@ -266,8 +266,18 @@ class StochasticProcess(ABC):
         f = self._sample(X, torch.Size([256]), rnd.generator_from(0)).movedim(0, -3)
         if self.likelihood is None:
             return DrawsPosterior(f)
-        mean, variance = self.likelihood.moments(f, f.new_zeros(1, self.likelihood.num_parameters))
+        mean, variance = self.likelihood.moments(f, self._no_psi(f, 1))
         return DrawsPosterior(mean, noise_std=root(variance) if noise else None)
+
+    def _no_psi(self, like: Tensor, *shape: int) -> Tensor:
+        """psi ``shape x 0`` of a process without draws of psi; zeros for an inferred one would be a noise of 1."""
+        if self.likelihood is not None and self.likelihood.num_parameters:
+            raise UnsupportedError(
+                f"{type(self).__name__}: its likelihood has inferred parameters, which the process does not draw; "
+                "give it a likelihood without any, such as Gaussian(noise=0.1), or write the hook _predict (of a "
+                "ParametricProcess: _sample_joint)"
+            )
+        return like.new_zeros(*shape, 0)
 
     def _condition(self, X: Tensor, Y: Tensor, noise_variance: Tensor | None) -> StochasticProcess:
         raise UnsupportedError(

@@ -37,6 +37,11 @@ class EmpiricalProcess(ParametricProcess):
         log_weights: ``... x (C S)``, up to a constant; None: equal weights. Leading dimensions come
             from conditioning on batches of data.
         info: What happened while fitting.
+
+    Raises:
+        ShapeError: theta, psi or the log-weights do not belong to the same draws of `base`.
+        DomainError: They differ in dtype or device, are no floating-point tensors, or all weights are zero.
+        NonFiniteError: A tensor holds NaN or infinity (log-weights may be ``-inf``).
     """
 
     base: ParametricProcess
@@ -64,6 +69,10 @@ class EmpiricalProcess(ParametricProcess):
             raise ShapeError(
                 f"EmpiricalProcess: psi must have shape {(*self.theta.shape[:2], R)}, got {tuple(self.psi.shape)}"
             )
+        validation.tensor("EmpiricalProcess", "theta", self.theta)
+        validation.tensor("EmpiricalProcess", "psi", self.psi, dtype=self.theta.dtype, device=self.theta.device)
+        if self.log_weights is not None:
+            validation.log_weights("EmpiricalProcess", self.log_weights, self.num_draws, self.theta)
 
     @property
     def prior(self) -> StochasticProcess | None:  # type: ignore[override]

@@ -85,9 +85,7 @@ class ParametricProcess(StochasticProcess):
     def _sample_joint(self, shape: torch.Size, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         """theta with the likelihood's psi; a fitted process that inferred psi overrides this."""
         theta = self._sample_parameters(shape, generator)
-        if self.likelihood is not None and self.likelihood.num_parameters:
-            raise UnsupportedError(f"{type(self).__name__}: infers likelihood parameters but does not draw them")
-        return theta, theta.new_zeros(*shape, 0)
+        return theta, self._no_psi(theta, *shape)
 
     def _log_prob(self, theta: Tensor) -> Tensor:
         raise UnsupportedError(

@@ -84,13 +84,13 @@ def _stored_draws(process: Any, shape: torch.Size) -> Evaluate:
 def _separate_functions(process: Any, shape: torch.Size) -> Evaluate:
     """One call of `sample_functions` for each path, which then sees only the inputs meant for it."""
     functions = [process.sample_functions() for _ in range(math.prod(shape))]
-    R = process.likelihood.num_parameters if process.likelihood else 0
+    psi = process._no_psi(torch.empty(0, dtype=process.dtype, device=process.device), 1)
 
     def evaluate(X: Tensor, lead: torch.Size) -> tuple[Tensor, Tensor]:
         batch = lead[: len(lead) - len(shape)]
         each = X.expand(*lead, *X.shape[-2:]).reshape(*batch, len(functions), *X.shape[-2:])
         f = torch.stack([g(each[..., i, :, :]) for i, g in enumerate(functions)], -3)
-        return f.reshape(*lead, *f.shape[-2:]), f.new_zeros(1, R)
+        return f.reshape(*lead, *f.shape[-2:]), psi
 
     return evaluate
 

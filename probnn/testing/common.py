@@ -50,10 +50,16 @@ def raises(category: type[ProbnnError], call: Callable[[], object], message: str
 
 @contextlib.contextmanager
 def untouched_stream(message: str) -> Iterator[None]:
-    """Fail if torch's global stream moves inside the block."""
-    before = torch.random.get_rng_state()
+    """Fail if torch's global stream moves inside the block, or that of a device in use."""
+    before = _streams()
     yield
-    expect(torch.equal(before, torch.random.get_rng_state()), f"{message}: torch's global stream was moved")
+    same = all(torch.equal(a, b) for a, b in zip(before, _streams(), strict=False))
+    expect(same, f"{message}: torch's global stream was moved")
+
+
+def _streams() -> list[Tensor]:
+    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    return [torch.random.get_rng_state(), *devices]
 
 
 def points(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> Tensor:

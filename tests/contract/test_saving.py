@@ -174,6 +174,90 @@ def test_unknown_classes_are_refused(tmp_path: Path) -> None:
             probnn.load(tmp_path / "file")
 
 
+def change(path: Path, edit: Any) -> None:
+    """Rewrite a file with its header edited; tensors whose names `edit` returns are left out."""
+    from safetensors import safe_open
+    from safetensors.torch import load_file, save_file
+
+    with safe_open(path, "pt") as file:
+        header = json.loads(file.metadata()["probnn"])
+    without = edit(header) or ()
+    tensors = {name: x for name, x in load_file(path).items() if name not in without}
+    save_file(tensors, path, metadata={"probnn": json.dumps(header)})
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda h: h["config"].update(dtype={"dtype": "save"}), "no dtype 'save'"),
+        (lambda h: h["config"].update(dtype={"dtype": "nn"}), "no dtype 'nn'"),
+        (lambda h: h["config"].update(extra=1), r"\['extra'\] are unknown or missing"),
+        (lambda h: h["config"].pop("theta") and None, r"\['theta'\] are unknown or missing"),
+        (lambda h: h.pop("config") and None, "no entry 'config'"),
+        (lambda h: h.update(config=3), "'config' must be a dictionary, not 3"),
+        (lambda h: ["root.theta"], "no tensor 'root.theta'"),
+    ],
+)
+def test_files_that_somebody_changed_are_refused(edit: Any, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "file.safetensors"
+    network(hidden=()).draws(2).save(path)
+
+    def inside(header: dict[str, Any]) -> Any:
+        fields = header["config"]["dict"]
+        target = {**header, "config": fields}
+        without = edit(target)
+        if "config" not in target:
+            del header["config"]
+        elif target["config"] is not fields:
+            header["config"] = target["config"]
+        return without
+
+    change(path, inside)
+    with pytest.raises(SerializationError, match=f"{path} cannot be read back .*{message}"):
+        probnn.load(path)
+
+
+@pytest.mark.parametrize(
+    ("part", "name"), [("priors", "torch"), ("priors", "Prior"), ("constraints", "torch"), ("constraints", "Module")]
+)
+def test_kernels_are_made_of_known_parts(part: str, name: str, tmp_path: Path) -> None:
+    """The file chooses from a list; it cannot name anything else that gpytorch's modules hold."""
+    path = tmp_path / "kernel.safetensors"
+    kernel = gpytorch.kernels.RBFKernel(lengthscale_prior=gpytorch.priors.GammaPrior(3.0, 6.0)).double()
+    probnn.GaussianProcess(kernel, input_dim=1).save(path)
+
+    def edit(header: dict[str, Any]) -> None:
+        def find(x: Any) -> Any:
+            if isinstance(x, dict):
+                return x.get(part) or next(filter(None, map(find, x.values())), None)
+            return next(filter(None, map(find, x)), None) if isinstance(x, list) else None
+
+        find(header)["dict"]["lengthscale" if part == "priors" else "raw_lengthscale"]["dict"]["class"] = name
+
+    change(path, edit)
+    with pytest.raises(SerializationError, match=f"cannot be read back .*'{name}'"):
+        probnn.load(path)
+
+
+def test_errors_of_the_library_are_not_blamed_on_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    network(hidden=()).save(tmp_path / "file")
+
+    def broken(self: object) -> None:
+        raise AttributeError("a bug")
+
+    monkeypatch.setattr(probnn.BayesianNetwork, "__post_init__", broken)
+    with pytest.raises(AttributeError, match="a bug"):
+        probnn.load(tmp_path / "file")
+
+
+@pytest.mark.parametrize(("number", "advice"), [(99, "; upgrade probnn$"), (0, "the version that wrote it")])
+def test_files_of_other_formats_say_what_to_do(number: int, advice: str, tmp_path: Path) -> None:
+    network(hidden=()).save(tmp_path / "file")
+    change(tmp_path / "file", lambda header: header.update(format=number))
+    with pytest.raises(SerializationError, match=f"has format {number} .*reads format 1.*{advice}"):
+        probnn.load(tmp_path / "file")
+
+
 def test_nothing_is_left_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "file.safetensors"
     network().save(path)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import scipy.stats
 import torch
 from botorch.acquisition import (
     ExpectedImprovement,
@@ -64,17 +65,37 @@ def in_box(x: Tensor) -> bool:
     return bool(((x >= BOUNDS[0]) & (x <= BOUNDS[1])).all())
 
 
-def optimised(acquisition: Any, q: int = 1) -> None:
-    """The optimiser climbs from the best of 256 Sobol points, so gradients and values fit together."""
-    u = torch.quasirandom.SobolEngine(2 * q, scramble=True, seed=0).draw(256, dtype=DOUBLE).reshape(256, q, 2)
-    X = BOUNDS[0] + (BOUNDS[1] - BOUNDS[0]) * u
-    with torch.no_grad():
-        values = acquisition(X)
-    assert values.shape == (256,) and values.isfinite().all()
-    start = X[values.argmax()].unsqueeze(0)
-    options = {"maxiter": 8}
-    x, value = optimize_acqf(acquisition, BOUNDS, q=q, num_restarts=1, batch_initial_conditions=start, options=options)
-    assert x.shape == (q, 2) and in_box(x) and value >= values.max() - 1e-9
+class BestOfSobol:
+    """Initial conditions for BoTorch's optimiser: the best of 256 Sobol points, whose value is noted."""
+
+    def __init__(self) -> None:
+        self.values: list[float] = []
+
+    def __call__(self, acq_function: Any, bounds: Tensor, q: int, **settings: Any) -> Tensor:
+        if isinstance(acq_function, qKnowledgeGradient):  # one-shot: the fantasies' points beside the candidates
+            q = acq_function.get_augmented_q_batch_size(q)
+        u = torch.quasirandom.SobolEngine(2 * q, scramble=True, seed=0).draw(256, dtype=DOUBLE).reshape(256, q, 2)
+        X = bounds[0] + (bounds[1] - bounds[0]) * u
+        with torch.no_grad():
+            values = acq_function(X)
+        assert values.shape == (256,) and values.isfinite().all()
+        self.values.append(values.max().item())
+        return X[values.argmax()].unsqueeze(0)
+
+
+def optimised(acquisition: Any, q: int = 1, *, size: int | None = None, **settings: Any) -> None:
+    """The optimiser climbs from the best of 256 Sobol points, so gradients and values fit together.
+
+    It is given batches of `q` and returns `size` candidates (None: q as well).
+    """
+    start, options = BestOfSobol(), {"maxiter": 8} | settings.pop("options", {})
+    x, value = optimize_acqf(
+        acquisition, BOUNDS, q=q, num_restarts=1, raw_samples=256, ic_generator=start, options=options, **settings
+    )
+    assert x.shape == (size or q, 2) and in_box(x)
+    steps = q if settings.get("sequential") else 1
+    assert len(start.values) == value.numel() == steps
+    assert (value.reshape(steps) >= torch.tensor(start.values, dtype=DOUBLE) - 1e-9).all()
 
 
 ACQUISITIONS: dict[str, tuple[Callable[[Any, float], Any], int]] = {
@@ -125,23 +146,17 @@ def test_sequential_batches(name: str) -> None:
         qLogExpectedImprovement(model, best, sampler=sampler()),
         qLogNoisyExpectedImprovement(model, data()[0], sampler=sampler()),
     ):
-        x, value = optimize_acqf(
-            acquisition, BOUNDS, q=3, num_restarts=1, raw_samples=8, sequential=True, options={"maxiter": 4}
-        )
-        assert x.shape == (3, 2) and in_box(x) and value.isfinite().all()
+        optimised(acquisition, 3, sequential=True, options={"maxiter": 4})
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_knowledge_gradient_and_lookahead(name: str) -> None:
     model = fitted(name)
     torch.manual_seed(0)
-    settings: dict[str, Any] = {"num_restarts": 1, "raw_samples": 4, "options": {"maxiter": 3}}
     for q in (1, 2):
-        x, value = optimize_acqf(qKnowledgeGradient(model, num_fantasies=8 // q), BOUNDS, q=q, **settings)
-        assert x.shape == (q, 2) and in_box(x) and value.isfinite()
+        optimised(qKnowledgeGradient(model, num_fantasies=8 // q), q, options={"maxiter": 3})
     lookahead = qMultiStepLookahead(model, batch_sizes=[1], num_fantasies=[4])
-    x, value = optimize_acqf(lookahead, BOUNDS, q=lookahead.get_augmented_q_batch_size(1), **settings)
-    assert x.shape == (1, 2) and in_box(x) and value.isfinite()
+    optimised(lookahead, lookahead.get_augmented_q_batch_size(1), size=1, options={"maxiter": 3})
     deeper = qMultiStepLookahead(model, batch_sizes=[1, 1], num_fantasies=[2, 2])
     assert deeper(points(3, deeper.get_augmented_q_batch_size(1))).isfinite().all()
 
@@ -164,9 +179,7 @@ def test_multi_fidelity_knowledge_gradient(name: str) -> None:
         cost_aware_utility=InverseCostWeightedUtility(cost),
         project=to_full,
     )
-    settings: dict[str, Any] = {"num_restarts": 1, "raw_samples": 4, "options": {"maxiter": 3}}
-    x, value = optimize_acqf(acquisition, BOUNDS, q=1, **settings)
-    assert in_box(x) and value.isfinite()
+    optimised(acquisition, options={"maxiter": 3})
 
 
 # C13: several outcomes, lists
@@ -191,10 +204,8 @@ def test_hypervolume_improvement(name: str, kind: str) -> None:
     model, (X, Y) = _list(kind, name), data(2)
     torch.manual_seed(0)
     reference = Y.amin(0)
-    options: dict[str, Any] = {"num_restarts": 1, "raw_samples": 4, "options": {"maxiter": 3}}
     noisy = qLogNoisyExpectedHypervolumeImprovement(model, reference, X, prune_baseline=True)
-    x, value = optimize_acqf(noisy, BOUNDS, q=2, sequential=True, **options)
-    assert x.shape == (2, 2) and in_box(x) and value.isfinite().all()
+    optimised(noisy, 2, sequential=True, options={"maxiter": 3})
     partitioning = FastNondominatedPartitioning(reference, Y)
     plain = qLogExpectedHypervolumeImprovement(model, reference, partitioning)
     assert plain(points(3, 2)).isfinite().all()
@@ -306,13 +317,33 @@ def test_paths(name: str, m: int) -> None:
     assert torch.equal(f(X[:3]), f(X[:3]))
 
 
+@pytest.mark.parametrize("name", DRAWS)
+def test_paths_are_drawn_by_weight(name: str, seed: int) -> None:
+    """Ten thousand paths of a model with unequal weights, by the draws they are."""
+    noise, n = torch.full((1, 1), 2.0, dtype=DOUBLE), 10_000
+    model = fitted(name).condition_on_observations(points(1, seed=5), data()[1][:1] + 4.0, noise)
+    V = model.posterior(points(1)).values.flatten()
+    values = MatheronPathModel(model, torch.Size([n]), seed=seed)(points(1))
+    distance = (V - values.reshape(n, 1)).abs()
+    assert distance.amin(-1).max() < 1e-9
+    # A Markov chain may repeat a draw: the weights of equal functions add up at the first of them.
+    first = ((V - V.unsqueeze(-1)).abs() < 1e-9).long().argmax(-1)
+    weights = torch.zeros(S, dtype=DOUBLE).index_add(0, first, model.process.weights)
+    counts = first[distance.argmin(-1)].bincount(minlength=S).double()
+    # The rare draws together, where the law of chi^2 does not hold for each.
+    rare = n * weights < 5
+    expected, observed = (torch.cat([x[~rare], x[rare].sum().reshape(1)]) for x in (n * weights, counts))
+    kept = expected > 0
+    statistic = ((observed - expected)[kept].square() / expected[kept]).sum().item()
+    assert scipy.stats.chi2.sf(statistic, int(kept.sum()) - 1) > 1e-6 and observed[~kept].sum() == 0
+    assert model.process.weights.max() > 1.5 * model.process.weights.min()
+
+
 @pytest.mark.parametrize("name", JOINT)
 def test_thompson_sampling(name: str) -> None:
     model = fitted(name)
     torch.manual_seed(0)
-    settings: dict[str, Any] = {"num_restarts": 1, "raw_samples": 8, "options": {"maxiter": 5}}
-    x, value = optimize_acqf(PathwiseThompsonSampling(model), BOUNDS, q=3, **settings)
-    assert x.shape == (3, 2) and in_box(x) and value.isfinite()
+    optimised(PathwiseThompsonSampling(model), 3, options={"maxiter": 5})
     chosen = MaxPosteriorSampling(model, replacement=False)(points(30), num_samples=4)
     assert len(chosen.unique(dim=0)) == 4
 

@@ -17,7 +17,7 @@ ROOT = Path(probnn.__file__).parent
 
 # A module imports from lower floors, its own folder, or what stands to its left on its floor.
 FLOORS = (
-    ("_version", "errors", "random", "validation", "progress", "io"),
+    ("_version", "equality", "errors", "random", "validation", "progress", "io"),
     ("networks", "likelihoods", "predictive", "process"),
     ("diagnostics", "priors", "inference"),
     ("pfn", "moe", "pvrnn", "boltzmann"),

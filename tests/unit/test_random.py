@@ -8,6 +8,7 @@ import torch
 
 from probnn import random as rnd
 from probnn.errors import DomainError
+from probnn.testing.common import untouched_stream
 
 
 def test_a_forked_stream_is_seeded_and_restored() -> None:
@@ -41,6 +42,25 @@ def test_a_fork_restores_the_streams_of_devices() -> None:
             draws.append(torch.randn(4, device="cuda"))
     assert torch.equal(*draws)
     assert all(map(torch.equal, before, torch.cuda.get_rng_state_all()))
+
+
+def test_a_fork_leaves_no_seed_for_devices_that_start_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`torch.manual_seed` queues its seed for devices not in use yet, where nothing would take it back."""
+    seeded: list[int] = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
+    torch.manual_seed(3)
+    assert seeded.pop() == 3
+    with rnd.forked(rnd.generator_from(5)):
+        torch.randn(4)
+    assert not seeded
+
+
+@pytest.mark.gpu
+def test_the_checks_notice_moved_streams_of_devices() -> None:
+    torch.cuda.init()
+    with pytest.raises(AssertionError, match="global stream was moved"), untouched_stream("here"):
+        torch.randn(3, device="cuda")
 
 
 def test_without_a_generator_the_global_stream_is_used() -> None:

@@ -24,6 +24,20 @@ def test_functions_show_mean_interval_draws_and_data() -> None:
         plot_functions(network(), x)
 
 
+@pytest.mark.parametrize("prob", [0.0, 1.0, 1.5])
+def test_an_interval_has_a_probability_between_zero_and_one(prob: float) -> None:
+    with pytest.raises(DomainError, match="plot_functions: prob"):
+        plot_functions(network(input_dim=1), torch.linspace(-1, 1, 3, dtype=DOUBLE), prob=prob)
+
+
+@pytest.mark.gpu
+def test_functions_on_a_device_are_drawn() -> None:
+    process, x = network(input_dim=1), torch.linspace(-1, 1, 11, dtype=DOUBLE)
+    X, Y = data(4, 1)
+    ax = plot_functions(process.to("cuda"), x.cuda(), data=(X.cuda(), Y.cuda()))
+    assert np.allclose(ax.lines[0].get_ydata(), process.predict(x[:, None]).mean[:, 0].numpy(), atol=0.3)
+
+
 def test_import_is_lazy() -> None:
     assert probnn.plots.plot_functions is plot_functions
     assert probnn.plots.__all__ == sorted(probnn.plots.__all__)

@@ -270,8 +270,38 @@ def test_laws_from_torch_serve_too(seed: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "make", [lambda: Normal(0.0, 0.0), lambda: LogNormal(0.0, -1.0), lambda: Gamma(0.0), lambda: Uniform(1.0, 1.0)]
+    ("make", "message"),
+    [
+        (lambda: Normal(0.0, 0.0), "scale must be positive"),
+        (lambda: LogNormal(0.0, -1.0), "scale must be positive"),
+        (lambda: LogNormal(math.nan, 0.5), r"priors\.LogNormal: loc must be a finite number or tensor, got nan"),
+        (lambda: Normal(torch.tensor([0.0, math.inf])), r"priors\.Normal: loc must be a finite"),
+        (lambda: Normal("0"), "loc must be a finite number"),
+        (lambda: Gamma(0.0), "concentration must be positive"),
+        (lambda: Uniform(1.0, 1.0), "low must be below high"),
+        (lambda: Uniform(0.0, math.inf), "high must be a finite"),
+    ],
 )
-def test_laws_are_validated(make) -> None:
-    with pytest.raises(DomainError):
+def test_laws_are_validated(make, message: str) -> None:
+    with pytest.raises(DomainError, match=message):
         make()
+
+
+@pytest.mark.parametrize("law", [Normal, LogNormal, Gamma, Uniform])
+def test_draws_of_laws_are_differentiable(law, seed: int) -> None:
+    """The derivative of the mean draw is that of the mean, in both parameters."""
+    # In Gamma's and Uniform's natural order: both parameters positive, the first the smaller.
+    first, second = (torch.tensor(v, dtype=DOUBLE, requires_grad=True) for v in (0.7, 1.3))
+    mean = {
+        Normal: lambda a, b: a,
+        LogNormal: lambda a, b: (a + b**2 / 2).exp(),
+        Gamma: lambda a, b: a / b,
+        Uniform: lambda a, b: (a + b) / 2,
+    }[law](first, second)
+    n, parts = 20_000, 50
+    draws = law(first, second).sample((n,), generator=rnd.generator_from(seed), dtype=DOUBLE)
+    values = [torch.autograd.grad(part.mean(), (first, second), retain_graph=True) for part in draws.chunk(parts)]
+    for got, parameter in zip(zip(*values, strict=True), (first, second), strict=True):
+        (expected,) = torch.autograd.grad(mean, parameter, retain_graph=True, allow_unused=True, materialize_grads=True)
+        each = torch.stack(got)
+        assert (each.mean() - expected).abs() <= 5 * each.std() / parts**0.5 + 1e-12

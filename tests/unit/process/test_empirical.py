@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 import probnn
 from probnn import likelihoods, priors
 from probnn import random as rnd
-from probnn.errors import DegenerateWeightsWarning, ShapeError, UnsupportedError
+from probnn.errors import DegenerateWeightsWarning, DomainError, NonFiniteError, ShapeError, UnsupportedError
 from tests.cases import DOUBLE, data, network
 
 
@@ -137,3 +138,37 @@ def test_outcomes_outside_the_likelihood_are_refused(name: str) -> None:
     assert mean.shape == (2, 3 if name == "Categorical" else 1) and (mean >= 0).all()
     if name == "Categorical":
         assert (mean.sum(-1) - 1).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"theta": lambda p: p.theta * torch.nan}, NonFiniteError, "theta must be finite"),
+        ({"theta": lambda p: p.theta.long()}, DomainError, "theta must be floating point, got torch.int64"),
+        ({"theta": lambda p: p.theta.float()}, DomainError, "psi must have dtype torch.float32, got torch.float64"),
+        ({"psi": lambda p: p.psi + torch.inf}, NonFiniteError, "psi must be finite"),
+        ({"log_weights": lambda p: p.theta.new_zeros(3)}, ShapeError, r"shape \(..., 5\), one a draw, got \(3,\)"),
+        ({"log_weights": lambda p: torch.tensor(0.0).to(p.theta)}, ShapeError, r"got \(\)"),
+        ({"log_weights": lambda p: p.theta.new_full((5,), torch.inf)}, NonFiniteError, "log_weights must be finite"),
+        ({"log_weights": lambda p: p.theta.new_full((5,), torch.nan)}, NonFiniteError, "log_weights must be finite"),
+        ({"log_weights": lambda p: p.theta.new_full((2, 5), -torch.inf)}, DomainError, "must not all be -inf"),
+        ({"log_weights": lambda p: torch.zeros(5)}, DomainError, "log_weights must have dtype torch.float64"),
+        ({"log_weights": lambda p: [0.0] * 5}, DomainError, "log_weights must be a torch tensor, got a list"),
+    ],
+)
+def test_draws_that_are_none(options: dict, error: type[Exception], message: str) -> None:
+    prior = linear()
+    theta = prior.sample_parameters((1, 5), generator=rnd.generator_from(0))
+    process = probnn.EmpiricalProcess(prior, theta, theta.new_zeros(1, 5, 1), likelihoods.Gaussian())
+    with pytest.raises(error, match=message):
+        dataclasses.replace(process, **{name: change(process) for name, change in options.items()})
+
+
+def test_outcomes_that_no_draw_can_explain_are_refused() -> None:
+    """All weights zero: a softmax of them would be NaN."""
+    prior = linear()
+    theta = torch.zeros(1, 20, 2, dtype=DOUBLE)
+    process = probnn.EmpiricalProcess(prior, theta + 800, theta[..., :0], likelihoods.Poisson())
+    X = torch.ones(1, 1, dtype=DOUBLE)
+    with pytest.raises((NonFiniteError, DomainError), match="log_weights"):
+        process.condition(X, X)

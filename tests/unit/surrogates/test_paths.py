@@ -13,6 +13,7 @@ from botorch.optim import optimize_acqf
 
 import probnn
 from probnn.errors import ShapeError, UnsupportedError
+from probnn.likelihoods import Gaussian
 from probnn.surrogates import ProcessPaths
 from tests.unit.surrogates.toy import BOX, Marginals, model, points
 
@@ -110,3 +111,20 @@ def test_what_has_no_functions_says_so() -> None:
         ProcessPaths(batch, torch.Size([2]))
     with pytest.raises(ShapeError, match=r"\.\.\. x 1 x n x d"):
         ProcessPaths(model(m=2), torch.Size([2]))(points(4, 3))
+
+
+def test_inferred_noise_without_draws_of_it_is_refused() -> None:
+    """Zeros for psi would be a noise variance of exactly 1."""
+    process = Walks()
+    process.likelihood = Gaussian()
+    for call in (
+        lambda: process.predict(points(3), observation_noise=True),
+        lambda: process.predict(points(3)),
+        lambda: MatheronPathModel(probnn.ProcessModel(process)),
+    ):
+        with pytest.raises(UnsupportedError, match=r"Walks: its likelihood has inferred parameters.*noise=0.1"):
+            call()
+    process.likelihood = Gaussian(noise=0.5)
+    noise = process.predict(points(3), observation_noise=True).variance - process.predict(points(3)).variance
+    assert (noise - 0.25).abs().max() < 1e-12
+    assert MatheronPathModel(probnn.ProcessModel(process))(points(3)).shape == (3, 1)
