@@ -70,6 +70,14 @@ def user_level() -> int:
 
     The first frame outside the library and what it is built on, counted from the function that asks; the
     outermost one where there is none.
+
+    Example:
+        >>> import warnings
+        >>> with warnings.catch_warnings(record=True) as caught:
+        ...     warnings.simplefilter("always")
+        ...     warnings.warn("draws are few", SmallSampleWarning, stacklevel=user_level())
+        >>> caught[0].category.__name__
+        'SmallSampleWarning'
     """
     frame, level = sys._getframe(1), 1
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _INSIDE:

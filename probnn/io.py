@@ -42,6 +42,19 @@ def register_class(cls: type) -> type:
 
     Args:
         cls: A frozen dataclass of saveable fields. Its module and name must stay what they are.
+
+    Returns:
+        The class.
+
+    Raises:
+        SerializationError: It is no dataclass.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> @register_class
+        ... @dataclass(frozen=True)
+        ... class Settings:
+        ...     rate: float = 0.1
     """
     if not (dataclasses.is_dataclass(cls) or hasattr(cls, "_from_config")):
         raise SerializationError(f"register_class: {cls!r} must be a dataclass, so that its fields can be saved")
@@ -50,7 +63,20 @@ def register_class(cls: type) -> type:
 
 
 def register_codec(module: str, of: type, encode: Callable, decode: Callable) -> None:
-    """Teach saving to encode objects of type `of` as a dictionary; `module` is imported at load."""
+    """Teach saving to encode objects that are no dataclasses.
+
+    Args:
+        module: The module that makes this call; one of the library is imported at load.
+        of: The type of the objects.
+        encode: Makes a dictionary of saveables of an object.
+        decode: Makes the object of that dictionary.
+
+    Example:
+        >>> from fractions import Fraction
+        >>> def encode(x):
+        ...     return {"text": str(x)}
+        >>> register_codec("elsewhere.fractions", Fraction, encode, lambda config: Fraction(config["text"]))
+    """
     _codecs[module] = (of, encode, decode)
 
 
@@ -179,7 +205,22 @@ def _coded(name: Any, config: dict[str, Any]) -> Any:
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[str]:
-    """A temporary name to write to, which becomes `path` in one step if the block succeeds."""
+    """A temporary name to write to, which becomes `path` in one step if the block succeeds.
+
+    Args:
+        path: The file to write; its folder must be there.
+
+    Yields:
+        The temporary name, in the same folder.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> path = pathlib.Path(tempfile.mkdtemp(), "notes.txt")
+        >>> with replacing(path) as temporary:
+        ...     _ = pathlib.Path(temporary).write_text("whole")
+        >>> path.read_text()
+        'whole'
+    """
     target = os.path.abspath(os.fspath(path))
     handle, temporary = tempfile.mkstemp(dir=os.path.dirname(target), prefix=".probnn-", suffix=".tmp")
     os.close(handle)
@@ -204,6 +245,11 @@ def save(obj: Any, path: str | os.PathLike[str]) -> None:
 
     Raises:
         SerializationError: A part of the object has no saved form, or the file cannot be written; nothing is.
+
+    Example:
+        >>> import os, tempfile, probnn
+        >>> path = os.path.join(tempfile.mkdtemp(), "method.safetensors")
+        >>> save(probnn.Laplace(steps=50), path)
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
@@ -246,6 +292,13 @@ def load(path: str | os.PathLike[str], *, network: Any = None) -> Any:
     Raises:
         SerializationError: The file is missing parts, is no file of this library, or is of a newer format.
         FileNotFoundError: There is no such file.
+
+    Example:
+        >>> import os, tempfile, probnn
+        >>> path = os.path.join(tempfile.mkdtemp(), "method.safetensors")
+        >>> probnn.save(probnn.Laplace(steps=50), path)
+        >>> load(path).steps
+        50
     """
     from safetensors import SafetensorError, safe_open
 

@@ -18,14 +18,44 @@ from .errors import DomainError
 
 
 def check_seed(where: str, seed: int) -> int:
-    """Return `seed` as an int if it is an integer (or numpy's) from 0 to 2**63 - 1, else raise `DomainError`."""
+    """Check a seed.
+
+    Args:
+        where: What the error message begins with.
+        seed: An integer, Python's or numpy's.
+
+    Returns:
+        The seed as Python's integer.
+
+    Raises:
+        DomainError: It is no integer from 0 to 2**63 - 1.
+
+    Example:
+        >>> check_seed("fit", 3)
+        3
+    """
     if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= seed < 2**63:
         raise DomainError(f"{where}: seed must be an integer from 0 to 2**63 - 1, got {seed!r}")
     return int(seed)
 
 
 def generator_from(seed: int, *, device: torch.device | str | None = None) -> torch.Generator:
-    """A new generator on `device` (default CPU), seeded with `seed`."""
+    """A new generator.
+
+    Args:
+        seed: Its seed.
+        device: Where it lives; None: on the CPU.
+
+    Returns:
+        The generator.
+
+    Raises:
+        DomainError: The seed is no integer from 0 to 2**63 - 1.
+
+    Example:
+        >>> generator_from(7).initial_seed()
+        7
+    """
     return torch.Generator(device=device or "cpu").manual_seed(check_seed("generator_from", seed))
 
 
@@ -37,7 +67,22 @@ def normal(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """Standard normal draws of `shape`, with the dtype and device of `like` unless given."""
+    """Standard normal draws.
+
+    Args:
+        shape: Their shape.
+        generator: Source of randomness; None: torch's global stream.
+        like: A tensor to take dtype and device from, where they are not given.
+        dtype: Their dtype; None: that of `like`, else torch's default.
+        device: Their device; None: that of `like`, else the CPU.
+
+    Returns:
+        The draws: made where the generator lives, then moved, so one seed means one stream.
+
+    Example:
+        >>> normal((2, 3), generator=generator_from(0)).shape
+        torch.Size([2, 3])
+    """
     return _draw(torch.randn, shape, generator, like, dtype, device)
 
 
@@ -49,7 +94,22 @@ def uniform(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """Uniform draws in [0, 1) of `shape`, with the dtype and device of `like` unless given."""
+    """Uniform draws in [0, 1).
+
+    Args:
+        shape: Their shape.
+        generator: Source of randomness; None: torch's global stream.
+        like: A tensor to take dtype and device from, where they are not given.
+        dtype: Their dtype; None: that of `like`, else torch's default.
+        device: Their device; None: that of `like`, else the CPU.
+
+    Returns:
+        The draws.
+
+    Example:
+        >>> bool((uniform((5,), generator=generator_from(0)) < 1).all())
+        True
+    """
     return _draw(torch.rand, shape, generator, like, dtype, device)
 
 
@@ -70,7 +130,20 @@ def _draw(
 
 
 def integers(high: int, shape: Sequence[int], *, generator: torch.Generator | None = None) -> Tensor:
-    """Integers drawn uniformly from 0 to `high` - 1, on the CPU."""
+    """Integers drawn uniformly from 0 to `high` - 1.
+
+    Args:
+        high: One more than the largest.
+        shape: Their shape.
+        generator: Source of randomness; None: torch's global stream.
+
+    Returns:
+        The integers, on the CPU.
+
+    Example:
+        >>> integers(1, (3,)).tolist()
+        [0, 0, 0]
+    """
     at = generator.device if generator is not None else None
     return torch.randint(high, tuple(shape), generator=generator, device=at).cpu()
 
@@ -79,7 +152,15 @@ def integers(high: int, shape: Sequence[int], *, generator: torch.Generator | No
 def forked(generator: torch.Generator | None) -> Iterator[None]:
     """Seed the global stream from `generator` inside the block and restore it afterwards.
 
-    With ``generator=None`` the block draws from the global stream as it stands.
+    Args:
+        generator: Where the seed is drawn from; None: the block draws from the global stream as it stands.
+
+    Yields:
+        Nothing.
+
+    Example:
+        >>> with forked(generator_from(0)):
+        ...     x = torch.distributions.Gamma(2.0, 1.0).sample()  # takes no generator
     """
     if generator is None:
         yield

@@ -48,6 +48,11 @@ class SBCResult:
             "psi" those of the likelihood's parameters, R x P_psi, where it has any; under
             "log_likelihood" those of the log likelihood of the data, R.
         num_draws: Number L of posterior draws a truth was ranked among.
+
+    Example:
+        >>> ranks = torch.arange(100).reshape(100, 1, 1)  # every rank once: as even as can be
+        >>> SBCResult({"f": ranks}, num_draws=99).p_value()
+        1.0
     """
 
     ranks: dict[str, Tensor]

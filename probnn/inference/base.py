@@ -34,12 +34,20 @@ class FitInfo:
         steps: Iterations done (all phases).
         gradients: Gradients of the log density, counted per chain or member.
         converged: What the method's own check says; None where it has none.
-        step_size, trajectory: Adapted by a sampler, and the diagonal `inverse_mass` beside them.
+        step_size, trajectory, inverse_mass: Adapted by a sampler; the last one is a diagonal.
         acceptance: Mean acceptance probability after warm-up.
         divergences: Diverged trajectories after warm-up.
         log_evidence: Log marginal likelihood, where the method gives one.
         trace: Named tensors over steps, such as ``"energy"`` or ``"loss"``.
         warnings: The warnings given, in words.
+
+    Example:
+        >>> import torch, probnn
+        >>> prior = probnn.BayesianNetwork(probnn.MLP(input_dim=1, hidden=()), probnn.priors.NormalWeights())
+        >>> X = torch.linspace(-1, 1, 8).double().unsqueeze(-1)
+        >>> info = probnn.Laplace(steps=50).fit(prior, probnn.likelihoods.Gaussian(0.1), X, 2 * X).info
+        >>> info.method, info.divergences
+        ('Laplace', 0)
     """
 
     method: str = ""

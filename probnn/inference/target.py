@@ -26,6 +26,13 @@ class Target:
         X: Inputs ``... x n x d``.
         Y: Outcomes ``... x n x m``.
         noise_variance: Known noise variances, like Y.
+
+    Example:
+        >>> import torch, probnn
+        >>> prior = probnn.BayesianNetwork(probnn.MLP(input_dim=1, hidden=()), probnn.priors.NormalWeights())
+        >>> target = Target(prior, probnn.likelihoods.Gaussian(noise=1.0), torch.ones(1, 1), torch.zeros(1, 1))
+        >>> target.log_prob(torch.zeros(2)).round(decimals=3)  # three standard normals at 0
+        tensor(-2.7570)
     """
 
     prior: ParametricProcess

@@ -99,6 +99,9 @@ class FeasibilityModel:
             trials: The trials.
             space: Their space.
             seed: Seed of the inference.
+
+        Returns:
+            The model.
         """
         rows = [t for t in trials if t.status in ("complete", "failed")]
         X = torch.stack([space.encode({name: t.parameters[name] for name in space.free}) for t in rows])

@@ -50,7 +50,7 @@ class Goals:
 
     Args:
         maximize, minimize: Names of targets.
-        subject_to: Bounds on outcomes: ``"impurity <= 0.5"``, ``"yield >= 40"``.
+        bounds: Bounds on outcomes; :meth:`of` reads them from ``"impurity <= 0.5"``.
 
     Raises:
         DomainError: There is no target, a name is given twice, or a bound cannot be read.
@@ -166,6 +166,12 @@ class Goals:
             trials: The trials.
             reference: A value of each target; None: :meth:`reference_point` of these trials, so that two sets of
                 trials can only be compared with one reference.
+
+        Returns:
+            The volume, in the product of the targets' units.
+
+        Raises:
+            DomainError: The reference has no value of a target.
         """
         from botorch.utils.multi_objective.hypervolume import Hypervolume
 

@@ -105,6 +105,9 @@ class History:
         Args:
             path: The file.
             space, targets, decimal: As for :class:`History`.
+
+        Returns:
+            The trials.
         """
         name = os.fspath(path)
         real = os.path.realpath(name)

@@ -36,6 +36,13 @@ class FactorImportance:
         total: Total indices ``S x d``: shares that it takes part in, with interactions.
         std: Standard deviation of each function over the space, of length S, in the units of the outcome.
         outcome: Name of the outcome, or "".
+
+    Example:
+        >>> import torch
+        >>> one = torch.tensor([[0.7, 0.2]])
+        >>> found = FactorImportance(("a", "b"), one, one, torch.ones(1), "y")
+        >>> [round(x, 2) for x in found.intervals(0.9)[1].tolist()]
+        [0.7, 0.2]
     """
 
     names: tuple[str, ...]
@@ -83,6 +90,9 @@ def sobol_indices(
         num_points: N, a power of two for the best balance.
         seed: Seed of the points.
         outcome: Name of what the function gives.
+
+    Returns:
+        The indices, one set a function.
 
     Raises:
         ShapeError: `function` returns another shape.
@@ -139,6 +149,9 @@ def factor_importance(
         num_draws: Number S of functions.
         num_points: Number N of points; the model is evaluated at N (d + 2).
         seed: Seed of functions and points.
+
+    Returns:
+        The indices, one set a draw.
 
     Raises:
         DomainError: `source` is something else, nothing is measured, or there is no such outcome.

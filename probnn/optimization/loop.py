@@ -165,8 +165,7 @@ class BayesianOptimization:
     @property
     def best_measured(self) -> Trial:
         """The trial with the best measured value of the (first) target, among those that keep all bounds."""
-        able = [t for t in self.trials if self.goals.is_feasible(t)]
-        if not able:
+        if not (able := [t for t in self.trials if self.goals.is_feasible(t)]):
             what = "is complete" if not self.complete else "keeps within the bounds"
             raise DomainError(f"BayesianOptimization.best_measured: no trial {what} yet")
         return max(able, key=self.goals.scores)
@@ -186,8 +185,8 @@ class BayesianOptimization:
 
     def best_values(self) -> list[float]:
         """The best measured value of the first target up to each trial, NaN before the first."""
-        able = [t.values[self.target] if self.goals.is_feasible(t) else None for t in self.trials]
-        return best_so_far(able, self.maximize)
+        able = (t.values[self.target] if self.goals.is_feasible(t) else None for t in self.trials)
+        return best_so_far(list(able), self.maximize)
 
     def points(self, trials: Sequence[Trial]) -> Tensor:
         """Features of trials, ``n x D``."""
@@ -239,15 +238,17 @@ class BayesianOptimization:
             num_trials: How many, chosen one after the other with the earlier ones pending.
             fixed: Values that parameters have this time, by name.
 
+        Returns:
+            The new trials.
+
         Raises:
             DomainError: `fixed` cannot be set; or every setting of a finite space (or pool) was suggested.
         """
         where = "BayesianOptimization.ask"
         validation.positive_int(where, "num_trials", num_trials)
-        given = {} if fixed is None else dict(fixed)
-        check_fixed(self.space, given)
+        check_fixed(self.space, given := dict(fixed or {}))
         asked: list[Trial] = []
-        for _ in range(num_trials):
+        while len(asked) < num_trials:
             if asked:  # what must be the same in a batch is what the first one has
                 given |= {name: asked[0].parameters[name] for name in self.space.same_in_batch}
             values, source = choose(self, given)
@@ -338,8 +339,7 @@ class BayesianOptimization:
         Returns:
             The new trial, with the source ``"user"``.
         """
-        setting = {**self.space.fixed, **parameters}
-        self.space.extended([setting]).coordinates(setting)
+        self.space.extended([setting := {**self.space.fixed, **parameters}]).coordinates(setting)
         trial = Trial(self.next_number, setting, "user")
         self.trials.append(trial)
         try:

@@ -234,6 +234,9 @@ class Space:
         Args:
             values: The setting, with or without the fixed parameters.
             batch: The other settings that are suggested together with it.
+
+        Returns:
+            The sentences.
         """
         found = [f"{name} is missing" for name in self.free if name not in values]
         found += [f"{name} is not a parameter of this space" for name in values if name not in self.parameters]
@@ -346,6 +349,9 @@ class Space:
         Args:
             path: The file, written all at once.
             comments: Words above the table of each parameter; those of ``""`` stand at the top.
+
+        Returns:
+            The text.
         """
         from .spacefile import write_space
 

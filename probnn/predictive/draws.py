@@ -187,6 +187,9 @@ class DrawsPosterior(Posterior):
         Args:
             value: Probabilities p strictly between 0 and 1, anything else is a DomainError.
 
+        Returns:
+            The quantiles.
+
         Raises:
             UnsupportedError: If there is noise and a draw or a noise of positive weight is infinite.
         """
@@ -220,6 +223,9 @@ class DrawsPosterior(Posterior):
         Args:
             y: Outcomes, broadcasting with ``batch x q x m``.
 
+        Returns:
+            The log density, of the shape to which both broadcast.
+
         Raises:
             UnsupportedError: Without noise, or where it is zero: there is no density.
         """
@@ -242,6 +248,9 @@ class DrawsPosterior(Posterior):
         Args:
             sample_shape: Shape of the samples; None means ``(1,)``, as everywhere in BoTorch.
             generator: Source of randomness; None is torch's global stream.
+
+        Returns:
+            The samples.
         """
         shape = check_sample_shape("DrawsPosterior.rsample", (1,) if sample_shape is None else sample_shape)
         shared = shape + torch.Size([1] * len(self.batch_shape))
@@ -260,6 +269,12 @@ class DrawsPosterior(Posterior):
             sample_shape: Shape of the samples.
             base_samples: The normals z, ``sample_shape x base_sample_shape``; t-batch dimensions may have size 1
                 and are then shared. Other shapes raise a ShapeError.
+
+        Returns:
+            The samples.
+
+        Raises:
+            ShapeError: The base samples have another shape.
         """
         expected, got = torch.Size(sample_shape) + self.base_sample_shape, base_samples.shape
         batch = range(len(sample_shape), len(expected) - 2)

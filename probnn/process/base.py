@@ -112,12 +112,28 @@ class StochasticProcess(ABC):
 
         Returns:
             Values ``sample_shape x ... x n x c``.
+
+        Raises:
+            ShapeError, DomainError, NonFiniteError: X is no such tensor.
+            UnsupportedError: The process knows marginals only, and n > 1.
         """
         shape = self._enter("sample", sample_shape, generator, X)
         return self._sample(X, shape, generator)
 
     def sample_tasks(self, X: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-        """Draw an independent function for every batch element of X ``... x n x d``: ``... x n x c``."""
+        """Draw an independent function for every batch element of X.
+
+        Args:
+            X: Inputs ``... x n x d``.
+            generator: Source of randomness; None: torch's global stream.
+
+        Returns:
+            Values ``... x n x c``.
+
+        Raises:
+            ShapeError, DomainError, NonFiniteError: X is no such tensor.
+            UnsupportedError: The process knows marginals only, and n > 1.
+        """
         self._enter("sample_tasks", (), generator, X)
         return self._sample_tasks(X, generator)
 
@@ -136,6 +152,10 @@ class StochasticProcess(ABC):
 
         Returns:
             A BoTorch posterior over ``... x n x m``.
+
+        Raises:
+            ShapeError, DomainError, NonFiniteError: X is no such tensor, or `observation_noise` no truth value.
+            UnsupportedError: Noise is asked of a process without likelihood.
         """
         where = f"{type(self).__name__}.predict"
         validation.inputs(where, X, self.input_dim, dtype=self.dtype, device=self.device)
@@ -164,7 +184,11 @@ class StochasticProcess(ABC):
             Y: Outcomes ``... x n x m``.
             noise_variance: Known noise variances of the rows, like Y (Gaussian likelihoods).
 
+        Returns:
+            The process given the data.
+
         Raises:
+            ShapeError, DomainError, NonFiniteError: X, Y or the variances do not fit; the message says how.
             UnsupportedError: The process can only be fitted again.
         """
         where = f"{type(self).__name__}.condition"
@@ -179,6 +203,13 @@ class StochasticProcess(ABC):
     def draws(self, num_draws: int = 256, *, seed: int = 0) -> EmpiricalProcess:
         """Freeze draws of the parameters, of a :class:`ParametricProcess`.
 
+        Args:
+            num_draws: How many.
+            seed: Same seed, same machine: the same draws.
+
+        Returns:
+            The draws, as a process.
+
         Raises:
             UnsupportedError: The process has no parameters.
         """
@@ -189,6 +220,12 @@ class StochasticProcess(ABC):
 
     def to_arviz(self, **options: Any) -> Any:
         """Draws as ArviZ groups, of an :class:`EmpiricalProcess`; see :func:`probnn.bridges.to_arviz`.
+
+        Args:
+            **options: Those of :func:`probnn.bridges.to_arviz`.
+
+        Returns:
+            ArviZ's container of groups.
 
         Raises:
             UnsupportedError: The process is not made of draws; the message says how to get some.
@@ -212,6 +249,9 @@ class StochasticProcess(ABC):
             device: The device; None: as it is.
             dtype: A floating-point dtype; None: as it is.
 
+        Returns:
+            The copy, which shares what did not change.
+
         Raises:
             DomainError: The dtype is not floating point, there is no such device, or one was given twice.
         """
@@ -229,6 +269,9 @@ class StochasticProcess(ABC):
 
     def save(self, path: str) -> None:
         """Write the process to one file; :func:`probnn.load` gives it back.
+
+        Args:
+            path: The file; an existing one is replaced in one step.
 
         Raises:
             SerializationError: A part of it has no saved form, or the file cannot be written.

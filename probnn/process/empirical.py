@@ -42,6 +42,15 @@ class EmpiricalProcess(ParametricProcess):
         ShapeError: theta, psi or the log-weights do not belong to the same draws of `base`.
         DomainError: They differ in dtype or device, are no floating-point tensors, or all weights are zero.
         NonFiniteError: A tensor holds NaN or infinity (log-weights may be ``-inf``).
+
+    Example:
+        >>> import torch, probnn
+        >>> prior = probnn.BayesianNetwork(probnn.MLP(input_dim=1, hidden=()), probnn.priors.NormalWeights())
+        >>> theta = torch.tensor([[[1.0, 0.0], [3.0, 0.0]]])  # a chain of two draws: slope, intercept
+        >>> weights = torch.tensor([0.25, 0.75])
+        >>> process = probnn.EmpiricalProcess(prior, theta, theta[..., :0], log_weights=weights.log())
+        >>> round(process.predict(torch.ones(1, 1)).mean.item(), 6)
+        2.5
     """
 
     base: ParametricProcess
@@ -125,6 +134,16 @@ class EmpiricalProcess(ParametricProcess):
         """Keep `num_draws` draws of equal weight, spread evenly over the chains (systematically over the weights).
 
         Draws of large weight are kept several times; so are all of them where more are asked for than there are.
+
+        Args:
+            num_draws: How many to keep.
+
+        Returns:
+            The process of these draws, one chain without traces.
+
+        Raises:
+            DomainError: `num_draws` is no positive integer.
+            UnsupportedError: The process was conditioned on a batch of data.
         """
         validation.positive_int("EmpiricalProcess.thin", "num_draws", num_draws)
         weights = self._single_weights("thin").double()
@@ -136,7 +155,14 @@ class EmpiricalProcess(ParametricProcess):
         return replace(self, theta=theta.unsqueeze(0), psi=psi.unsqueeze(0), log_weights=None, info=info)
 
     def to_arviz(self, **options: Any) -> Any:
-        """The draws as ArviZ groups; see :func:`probnn.bridges.arviz.to_arviz`."""
+        """The draws as ArviZ groups.
+
+        Args:
+            **options: Those of :func:`probnn.bridges.to_arviz`.
+
+        Returns:
+            ArviZ's container of groups.
+        """
         from ..bridges.arviz import to_arviz
 
         return to_arviz(self, **options)

@@ -41,22 +41,63 @@ class ParametricProcess(StochasticProcess):
     def sample_parameters(
         self, sample_shape: Sequence[int] = (), *, generator: torch.Generator | None = None
     ) -> Tensor:
-        """Draw theta, ``sample_shape x P``."""
+        """Draw parameters.
+
+        Args:
+            sample_shape: How many, as a shape.
+            generator: Source of randomness; None: torch's global stream.
+
+        Returns:
+            theta, ``sample_shape x P``.
+        """
         return self._sample_parameters(self._enter("sample_parameters", sample_shape, generator), generator)
 
     def log_prob(self, theta: Tensor) -> Tensor:
-        """Log density of theta ``... x P``, with the Jacobian of every constraint: ``...``."""
+        """Log density of the parameters, with the Jacobian of every constraint.
+
+        Args:
+            theta: Parameters ``... x P``.
+
+        Returns:
+            The log density, ``...``.
+
+        Raises:
+            ShapeError, DomainError, NonFiniteError: theta is no such tensor.
+            UnsupportedError: There is no density, as for draws.
+        """
         return self._log_prob(self._check_theta("log_prob", theta))
 
     def apply(self, theta: Tensor, X: Tensor) -> Tensor:
-        """Evaluate every theta ``*s x P`` at every X ``... x n x d``: ``*s x ... x n x c``."""
+        """Evaluate every theta at every X.
+
+        Args:
+            theta: Parameters ``*s x P``.
+            X: Inputs ``... x n x d``.
+
+        Returns:
+            Values ``*s x ... x n x c``.
+
+        Raises:
+            ShapeError, DomainError, NonFiniteError: theta or X is no such tensor.
+        """
         self._check_theta("apply", theta)
         where = f"{type(self).__name__}.apply"
         validation.inputs(where, X, self.input_dim, dtype=self.dtype, device=self.device)
         return self._apply(theta[(..., *(None,) * (X.ndim - 2), slice(None))], X)
 
     def draws(self, num_draws: int = 256, *, seed: int = 0) -> EmpiricalProcess:
-        """Freeze `num_draws` draws of the parameters: one chain of an :class:`EmpiricalProcess`."""
+        """Freeze draws of the parameters.
+
+        Args:
+            num_draws: How many.
+            seed: Same seed, same machine: the same draws.
+
+        Returns:
+            One chain of draws, as a process.
+
+        Raises:
+            DomainError: `num_draws` or `seed` is out of its range.
+        """
         validation.positive_int(f"{type(self).__name__}.draws", "num_draws", num_draws)
         from .empirical import EmpiricalProcess
 
@@ -64,7 +105,17 @@ class ParametricProcess(StochasticProcess):
         return EmpiricalProcess(self, theta, psi, self.likelihood, info=self.info)
 
     def to_arviz(self, **options: Any) -> Any:
-        """Draws as ArviZ groups; of an :class:`EmpiricalProcess`, which :meth:`draws` makes."""
+        """Draws as ArviZ groups; of an :class:`EmpiricalProcess`, which :meth:`draws` makes.
+
+        Args:
+            **options: Those of :func:`probnn.bridges.to_arviz`.
+
+        Returns:
+            ArviZ's container of groups.
+
+        Raises:
+            UnsupportedError: The process is not made of draws.
+        """
         raise UnsupportedError(
             f"{type(self).__name__}.to_arviz: needs draws; freeze some first, process.draws(num_draws).to_arviz(...)"
         )

@@ -309,6 +309,12 @@ class ProcessModel(Model):
             bounds: The box of the inputs, ``2 x d``; None: the range of the data.
             seed: Seed of the fit.
             init: A previous model, as a warm start.
+
+        Returns:
+            The process and the transforms, by the names of the constructor.
+
+        Raises:
+            DomainError: The data are no data set, or there is no such surrogate.
         """
         from .recipe import get_surrogate
 

@@ -260,6 +260,10 @@ def register_surrogate(name: str, surrogate: Surrogate) -> None:
 
     Raises:
         DomainError: The name is taken, or the recipe is none.
+
+    Example:
+        >>> from probnn.surrogates import get_surrogate, register_surrogate
+        >>> register_surrogate("gp", get_surrogate("gp"))  # the same recipe under its name again is no error
     """
     if not isinstance(surrogate, Surrogate) or not isinstance(name, str) or not name:
         raise DomainError(f"register_surrogate: needs a name and a Surrogate, got {name!r} and {surrogate!r}")
@@ -272,6 +276,12 @@ def register_surrogate(name: str, surrogate: Surrogate) -> None:
 
 def get_surrogate(name: str) -> Surrogate:
     """The recipe of that name; ``dataclasses.replace`` changes parts of it.
+
+    Args:
+        name: One of :func:`available_surrogates`.
+
+    Returns:
+        The recipe.
 
     Raises:
         DomainError: There is no such recipe; the message lists those there are.
@@ -287,7 +297,13 @@ def get_surrogate(name: str) -> Surrogate:
 
 
 def available_surrogates() -> tuple[str, ...]:
-    """The names :func:`get_surrogate` knows, sorted."""
+    """The names :func:`get_surrogate` knows, sorted.
+
+    Example:
+        >>> from probnn.surrogates import available_surrogates
+        >>> "gp" in available_surrogates()
+        True
+    """
     return tuple(sorted(_recipes))
 
 

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import tomllib
 import zipfile
 from email.message import Message
@@ -63,11 +64,17 @@ def pins() -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel, built from a copy so that no build folder is left in the checkout."""
-    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy to build from, so that no build folder is left in the checkout."""
+    copy = tmp_path_factory.mktemp("source")
     left_out = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dist", "runs", "_build")
-    shutil.copytree(ROOT, source, dirs_exist_ok=True, ignore=left_out)
+    shutil.copytree(ROOT, copy, dirs_exist_ok=True, ignore=left_out)
+    return copy
+
+
+@pytest.fixture(scope="module")
+def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("wheel")
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
     done = subprocess.run([*command, "--wheel-dir", out, source], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -141,6 +148,22 @@ def test_wheel_holds_the_library_and_nothing_else(wheel: Path, version: str) -> 
     sources = {path.relative_to(ROOT).as_posix() for path in (ROOT / "probnn").rglob("*.py")}
     assert {name for name in names if name.startswith("probnn/")} == sources | {"probnn/py.typed"}
     assert "probnn = probnn.cli:main" in entry_points.splitlines()
+
+
+def test_sdist_holds_what_the_tests_read(source: Path, tmp_path: Path, version: str) -> None:
+    """The tests come with the pages, scripts and settings they look at; nothing comes that a tool wrote."""
+    build = "import sys; from setuptools import build_meta; build_meta.build_sdist(sys.argv[1])"
+    done = subprocess.run([sys.executable, "-c", build, tmp_path], cwd=source, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (archive,) = tmp_path.iterdir()
+    with tarfile.open(archive) as file:
+        names = {name.removeprefix(f"probnn-{version}/") for name in file.getnames()}
+    written = re.compile(r"docs/(api/generated|jupyter_execute|tutorials/\d.*\.py$)")
+    for folder in ("tests", "docs", "tutorials", "benchmarks", "probnn"):
+        files = {path.relative_to(source).as_posix() for path in (source / folder).rglob("*") if path.is_file()}
+        made = {name for name in files if written.match(name) or name.endswith(".pyc")}
+        assert files - made <= names and not made & names
+    assert {"Makefile", "pyproject.toml", "setup.cfg", "README.md", "LICENSE", "constraints.txt"} <= names
 
 
 def test_metadata_speaks_of_python_and_extras(metadata: Message) -> None:
