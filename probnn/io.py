@@ -25,6 +25,8 @@ from ._version import __version__
 from .errors import SerializationError
 
 FORMAT = 1
+_UMASK = os.umask(0)  # read once: reading means setting, for all threads
+os.umask(_UMASK)
 _DTYPES = {
     str(dtype).removeprefix("torch."): dtype
     for dtype in (
@@ -221,18 +223,19 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[str]:
         >>> path.read_text()
         'whole'
     """
-    target = os.path.abspath(os.fspath(path))
-    handle, temporary = tempfile.mkstemp(dir=os.path.dirname(target), prefix=".probnn-", suffix=".tmp")
-    os.close(handle)
+    target, temporary = os.path.realpath(path), None  # the file behind a link is replaced, not the link
     try:
+        handle, temporary = tempfile.mkstemp(dir=os.path.dirname(target), prefix=".probnn-", suffix=".tmp")
+        os.close(handle)
         yield temporary
-        # mkstemp makes private files: give the result the mode an ordinary new file would have.
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)
+        # mkstemp makes private files: give the result the mode of the old one, or of an ordinary new one.
+        os.chmod(temporary, os.stat(target).st_mode & 0o7777 if os.path.exists(target) else 0o666 & ~_UMASK)
         os.replace(temporary, target)
-    except BaseException:
-        os.unlink(temporary)
+    except BaseException as error:
+        if temporary is not None:
+            os.unlink(temporary)
+        if isinstance(error, OSError) and (temporary is None or error.filename == temporary):
+            error.filename, error.filename2 = os.fspath(path), None  # the user knows no other name
         raise
 
 

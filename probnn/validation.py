@@ -92,7 +92,8 @@ def variances(where: str, V: Any, X: Tensor, num_outcomes: int, *, name: str = "
 def log_weights(where: str, x: Any, count: int, like: Tensor) -> Tensor:
     """Check log-weights ``... x count``, dtype and device of `like`: numbers or -inf, and one number at least a row."""
     # -inf is a weight of zero; what is left of the check is that of any tensor.
-    tensor(where, "log_weights", x.where(x != -math.inf, 0.0) if torch.is_tensor(x) else x, dtype=like.dtype, device=like.device)
+    finite = x.where(x != -math.inf, 0.0) if torch.is_tensor(x) else x
+    tensor(where, "log_weights", finite, dtype=like.dtype, device=like.device)
     if x.shape[-1:] != (count,):
         raise ShapeError(f"{where}: log_weights must have shape (..., {count}), one a draw, got {_shape(x)}")
     if x.isneginf().all(-1).any():

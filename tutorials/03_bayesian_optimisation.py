@@ -22,6 +22,7 @@
 import math
 import os
 import time
+import warnings
 from dataclasses import replace
 
 import matplotlib.pyplot as plt
@@ -88,6 +89,7 @@ def outcomes(problem, X):
 bounds = torch.tensor([[0.0, 0.0], [1.0, 1.0]])
 seeds = range(1 if SMOKE else 3)
 fitted, scores = {}, {}
+complaints = dict.fromkeys(surrogates, ())
 for problem in problems:
     for seed in seeds:
         g = torch.Generator().manual_seed(seed)
@@ -95,7 +97,10 @@ for problem in problems:
         Y, Y_new = outcomes(problem, X), outcomes(problem, X_new)
         for name, surrogate in surrogates.items():
             began = time.perf_counter()
-            model = surrogate.fit(X, Y, bounds=bounds, seed=seed)
+            with warnings.catch_warnings():  # what samplers complain of stays in info.warnings, and comes up below
+                warnings.simplefilter("ignore", probnn.errors.DivergenceWarning)
+                model = surrogate.fit(X, Y, bounds=bounds, seed=seed)
+            complaints[name] += model.source.info.warnings
             seconds = time.perf_counter() - began
             with torch.no_grad():
                 p = model.posterior(X_new[:, None], observation_noise=True)
@@ -130,9 +135,9 @@ for row, problem in zip(axes, problems, strict=True):
 plt.show()
 
 # %% [markdown]
-# A Gaussian process has one length scale an axis, the same everywhere. At an edge it must choose: short, and nothing is
-# learned of the slopes on both sides; long, and it rings. The network's units turn over where the data want them to.
-# On Branin's function one length scale is right, and the network pays for what it need not have considered.
+# A Gaussian process has one length scale an axis, the same everywhere. At an edge it must choose: short, and nothing
+# is learned of the slopes on both sides; long, and it rings. The network's units turn over where the data want them
+# to. On Branin's function one length scale is right, and the network pays for what it need not have considered.
 #
 # ## A loop
 #
@@ -174,7 +179,7 @@ plt.show()
 
 # %%
 pairs = list(seeds)[:2]  # Branin's function: two seeds will do for the tutorial, and no conclusion
-length = {"reactor": num_evaluations, "Branin": 7 if SMOKE else 15}
+length = {"reactor": num_evaluations, "Branin": 7 if SMOKE else 12}
 for name, surrogate in surrogates.items():
     runs["Branin"][name] = [
         BayesianOptimization(branin.space, minimize="value", surrogate=surrogate, seed=seed).run(
@@ -205,16 +210,17 @@ for (problem, name), values in regret.items():
     print(f"{problem:<10}{name:<10}{'  '.join(f'{v:6.2f}' for v in shown)}{mean}")
 
 # %% [markdown]
-# At the edge the network is ahead after as few as five to ten experiments, and stays there on average; on Branin's
-# function there is no reason to wait for it. So few seeds do not settle more than that: the
-# [benchmarks](../benchmarks.md) repeat it over problems and real laboratory tables, and `probnn backtest`
-# over a table of your own.
+# Read that with care. The network predicts the reactor far better, and yet in seventeen experiments from three
+# designs the two are not told apart: a better map helps an optimiser only where it is looking, and the design decides
+# half of what is found. Random search has its share of luck in two dimensions, too. To know more takes more seeds and
+# more problems: the [benchmarks](../benchmarks.md) have them, over test functions and real laboratory tables, and
+# `probnn backtest` asks the question of a table of your own.
 #
 # ## Thompson sampling
 #
-# A drawn function is a guess of the truth, complete with a maximum. Trying the maximum of one draw is Thompson sampling
-# (Thompson 1933): settings are chosen as often as they are thought to be best. Draws for the first five trials and for
-# all of them, at the flow that the best trial has:
+# A drawn function is a guess of the truth, complete with a maximum. Trying the maximum of one draw is Thompson
+# sampling (Thompson 1933): settings are chosen as often as they are thought to be best. Draws for the first five
+# trials and for all of them, at the flow that the best trial has:
 
 # %%
 first = firsts["bnn-hmc"]
@@ -248,18 +254,22 @@ plt.show()
 # ## May it be believed?
 #
 # First what the sampler says of itself. A run of the recipe is short (16 chains of 16 draws), enough for an
-# acquisition function and hardly for a paper; `info.warnings` holds what it complained of, and none of that is hidden.
+# acquisition function and hardly for a paper: `converged` compares the chains at function values and is strict, and
+# `info.warnings` holds what else there was to complain of. Neither function has any noise, which makes a posterior
+# narrow and its walls steep; divergences say that.
 
 # %%
 for name, first in firsts.items():
     info = first.fit().source.info
-    print(f"{name}: {info.seconds:.1f} s, converged: {info.converged}, warnings: {list(info.warnings) or 'none'}")
+    print(f"{name}, in the loop: {info.seconds:.1f} s, converged: {info.converged}, warnings: {len(info.warnings)}")
+for name, found in complaints.items():
+    print(f"{name}, fitted to 25 random points:", *(found or ["no warnings"]), sep="\n  ")
 
 # %% [markdown]
-# Then what it says of data that it has not seen. `check_model` predicts every trial from the others; where each outcome
-# lies in its predictive distribution should be uniform. Trials of an optimisation are no random sample, they crowd at
-# the best place, so this is a check of the model where it is used. (`probnn suggest` prints these sentences before it
-# suggests anything.)
+# Then what it says of data that it has not seen. `check_model` predicts every trial from the others; where each
+# outcome lies in its predictive distribution should be uniform. Trials of an optimisation are no random sample, they
+# crowd at the best place, so this is a check of the model where it is used. (`probnn suggest` prints these sentences
+# before it suggests anything.)
 
 # %%
 fig, axes = plt.subplots(1, 2, figsize=(8, 3.9), layout="constrained", sharey=True)
@@ -274,7 +284,8 @@ plt.show()
 # ## What matters
 #
 # Sobol's total index is the share of the function's variance that a parameter takes part in; the first-order index is
-# what it does alone. Intervals are over functions drawn from the posterior. They overlap wherever the data do not tell.
+# what it does alone. Intervals are over functions drawn from the posterior. They overlap wherever the data do not
+# tell.
 
 # %%
 fig, axes = plt.subplots(1, 2, figsize=(9, 2.6), layout="constrained", sharey=True)
@@ -299,6 +310,7 @@ if not SMOKE:
     assert edge["bnn-hmc"][0] < 0.5 * edge["gp"][0], "at an edge the network's error is less than half"
     assert edge["bnn-hmc"][1] > edge["gp"][1] + 0.5, "and what was measured is no surprise to it"
     assert smooth["gp"][0] < smooth["bnn-hmc"][0] and smooth["gp"][1] > smooth["bnn-hmc"][1], "smooth: the reverse"
-    assert all(edge[name][2] < 60 for name in surrogates)
-    assert regret["reactor", "bnn-hmc"].mean() < regret["reactor", "gp"].mean(), "that helps to optimise it"
+    for name in surrogates:
+        ends = [(bo.best_values()[4], bo.best_values()[-1]) for bo in runs["reactor"][name]]
+        assert all(last > first for first, last in ends), "each run improves on its design"
     assert peaks[17].std() < peaks[5].std(), "draws agree on the maximum as trials come in"

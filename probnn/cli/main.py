@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 0
     try:
-        with only_own_warnings(getattr(options, "quiet", False)):
+        with only_own_warnings(getattr(options, "quiet", False)), only_own_output(options.command):
             _threads(options.command)
             status: int = COMMANDS[options.command].run(options)
             sys.stdout.flush()
@@ -89,6 +89,31 @@ def _threads(command: str) -> None:
         import torch
 
         torch.set_num_threads(1)
+
+
+@contextlib.contextmanager
+def only_own_output(command: str) -> Iterator[None]:
+    """Keep what compiled libraries print past Python (a solver does, at times) out of tables and JSON.
+
+    Not for ``bo``, whose objective is the user's and may print.
+    """
+    if command == "bo" or sys.stdout is not sys.__stdout__ or sys.stdout is None:
+        yield
+        return
+    original, screen = sys.stdout, os.dup(sys.stdout.fileno())
+    original.flush()
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), original.fileno())
+    try:
+        with open(screen, "w", encoding=original.encoding, errors=original.errors, closefd=False) as ours:
+            sys.stdout = ours
+            try:
+                yield
+            finally:
+                sys.stdout = original
+    finally:
+        os.dup2(screen, original.fileno())
+        os.close(screen)
 
 
 @contextlib.contextmanager

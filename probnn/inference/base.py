@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import numpy
 import torch
 from torch import Tensor
 
@@ -22,6 +23,7 @@ from ..progress import Progress
 
 # callback(step, total, state) -> True to stop early
 Callback = Callable[[int, int, Any], Any]
+SINGLE = "float32 data; use X.double() and Y.double() for full accuracy"
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +82,9 @@ class Session:
 
     def stop(self, step: int, total: int, state: Any) -> bool:
         """Tell the callback where the fit is; True where it asks to stop."""
-        return self.callback is not None and self.callback(step, total, state) is True
+        told = None if self.callback is None else self.callback(step, total, state)
+        # Not any truth: a callback may return a loss, or whatever its last call gave.
+        return isinstance(told, (bool, numpy.bool_)) and bool(told)
 
     def warn(self, message: str, category: type[Warning]) -> None:
         """Warn the user, and keep the words for `FitInfo.warnings`."""
@@ -171,7 +175,7 @@ class InferenceMethod(ABC):
         self._check_init(where, prior, init)
         session = Session(type(self).__name__, seed, X.device, progress, callback)
         if self.prefers_double and X.dtype == torch.float32:
-            session.warn(f"{where}: float32 data; use X.double() and Y.double() for full accuracy", PrecisionWarning)
+            session.warn(f"{where}: {SINGLE}", PrecisionWarning)
         prior = prior.to(dtype=X.dtype, device=X.device)
         likelihood = moved(likelihood, X.device, X.dtype)
         if X.shape[0] == 0:

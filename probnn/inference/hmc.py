@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
@@ -11,13 +12,21 @@ from torch import Tensor
 
 from .. import random as rnd
 from .. import validation
-from ..errors import ConvergenceError, ConvergenceWarning, DivergenceWarning, DomainError, ShapeError
+from ..errors import (
+    ConvergenceError,
+    ConvergenceWarning,
+    DivergenceWarning,
+    DomainError,
+    PrecisionWarning,
+    ShapeError,
+    user_level,
+)
 from ..likelihoods import Likelihood
 from ..process import EmpiricalProcess, ParametricProcess
 from ..process.base import moved
 from . import start
 from .adaptation import Tuning, Warmup
-from .base import FitInfo, InferenceMethod, Session, single_or_double
+from .base import SINGLE, FitInfo, InferenceMethod, Session, single_or_double
 from .collapsed import CollapsedTarget
 from .integrator import State, Transition, initial_state, transition
 from .mixing import worst_rhat
@@ -121,6 +130,8 @@ class HMC(InferenceMethod):
         validation.positive("HMC", "target_accept", self.target_accept)
         if self.target_accept >= 1:
             raise DomainError(f"HMC: target_accept must be below 1, got {self.target_accept!r}; it is a probability")
+        if not isinstance(self.collapse_last_layer, bool):
+            raise DomainError(f"HMC: collapse_last_layer must be True or False, got {self.collapse_last_layer!r}")
 
     def _target(
         self, prior: ParametricProcess, likelihood: Likelihood, X: Tensor, Y: Tensor, noise_variance: Tensor | None
@@ -205,7 +216,7 @@ class HMC(InferenceMethod):
         Example:
             >>> import torch, probnn
             >>> prior = probnn.BayesianNetwork(probnn.MLP(input_dim=1, hidden=()), probnn.priors.NormalWeights())
-            >>> X, Y = torch.ones(5, 1), torch.zeros(7, 1, 5, 1)
+            >>> X, Y = torch.ones(5, 1).double(), torch.zeros(7, 1, 5, 1).double()
             >>> hmc = probnn.HMC(num_chains=2, num_warmup=20, num_samples=10)
             >>> theta, psi = hmc.fit_batch(prior, probnn.likelihoods.Gaussian(noise=0.1), X, Y)
             >>> tuple(theta.shape), tuple(psi.shape)
@@ -227,6 +238,10 @@ class HMC(InferenceMethod):
                     f"{where}: {name} must have shape (R, 1, {data.shape[-2]}, {data.shape[-1]}) for R data sets, "
                     f"got {tuple(data.shape)}; the second dimension is the chains'"
                 )
+        if Y.shape[0] == 0:
+            raise ShapeError(f"{where}: Y must hold one data set or more, got {tuple(Y.shape)}")
+        if X.dtype == torch.float32:
+            warnings.warn(f"{where}: {SINGLE}", PrecisionWarning, stacklevel=user_level())
         likelihood.check_outcomes(where, Y)
         if noise_variance is not None:
             validation.variances(where, noise_variance, X, Y.shape[-1])

@@ -196,10 +196,9 @@ class ProcessModel(Model):
                 "condition the whole model on all outcomes, then take subset_output"
             )
         inside = self._transformed("condition_on_observations", X)
-        m = self.process.num_outcomes
-        validation.outcomes(where, "Y", Y, X, m)
+        validation.outcomes(where, "Y", Y, X, self.process.num_outcomes)
         if noise is not None:
-            validation.variances(where, noise, X, m, name="noise")
+            validation.variances(where, noise, X, self.process.num_outcomes, name="noise")
         if hasattr(self, "outcome_transform"):
             Y, _ = self.outcome_transform(Y, X=inside)
         process = self.process.condition(inside, Y, noise_variance=noise)
@@ -207,12 +206,7 @@ class ProcessModel(Model):
         return self._copy(process, batch_shape=batch)
 
     def fantasize(
-        self,
-        X: Tensor,
-        sampler: MCSampler,
-        observation_noise: Tensor | None = None,
-        *,
-        propagate_grads: bool = True,
+        self, X: Tensor, sampler: MCSampler, observation_noise: Tensor | None = None, *, propagate_grads: bool = True
     ) -> ProcessModel:
         """The model conditioned on outcomes imagined at X; differentiable in X.
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 
 from .. import random as rnd
-from ..errors import DomainError, NonFiniteError, ShapeError, UnsupportedError
+from ..errors import DegenerateWeightsWarning, DomainError, NonFiniteError, ShapeError, UnsupportedError
 from ..process import ParametricProcess, StochasticProcess
 from .common import close, expect, instance, points, raises, untouched_stream
 
@@ -39,6 +41,7 @@ def check_process(process: StochasticProcess, *, seed: int = 0, tolerance: float
         expect((posterior.variance >= 0).all(), f"{name}.predict: negative variance")
         expect(torch.equal(posterior.mean, again.mean), f"{name}.predict: not deterministic")
     _check_bad_inputs(process)
+    _check_condition(process, seed)
     X = points((4, d), process.dtype, seed)
     if process.joint is None:
         raises(UnsupportedError, lambda: process.sample(X), f"{name}.sample of a marginal process", "joint")
@@ -58,6 +61,20 @@ def check_process(process: StochasticProcess, *, seed: int = 0, tolerance: float
     _check_shared(process, seed, tolerance)
     if process.joint in ("exact", "copula"):
         _check_functions(process, seed, tolerance)
+
+
+def _check_condition(process: StochasticProcess, seed: int) -> None:
+    """An outcome changes the prediction where it was seen, unless the process says that it cannot be conditioned."""
+    X = points((1, process.input_dim), process.dtype, seed)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DegenerateWeightsWarning)
+            known = process.condition(X, torch.ones(1, process.num_outcomes, dtype=process.dtype)).predict(X)
+    except UnsupportedError:
+        return
+    before = process.predict(X)
+    same = torch.equal(known.mean, before.mean) and torch.equal(known.variance, before.variance)
+    expect(not same, f"{type(process).__name__}.condition: the prediction does not change")
 
 
 def _check_shared(process: StochasticProcess, seed: int, tolerance: float) -> None:
@@ -143,6 +160,14 @@ def check_parametric_process(process: ParametricProcess, *, seed: int = 0) -> No
     precision = 1e-10 if process.dtype == torch.float64 else 1e-4
     close(f.flatten(0, 1), one, precision, f"{name}.apply: batched against looped")
     raises(ShapeError, lambda: process.apply(theta[..., 1:], X), f"{name}.apply with too few parameters")
+    values, functions = (
+        draw((2,), rnd.generator_from(seed))
+        for draw in (
+            lambda shape, generator: process.sample(X, shape, generator=generator),
+            lambda shape, generator: process.sample_functions(shape, generator=generator)(X),
+        )
+    )
+    close(values, functions, precision, f"{name}.sample against sample_functions of the same seed")
     draws = process.draws(8, seed=seed)
     expect(draws.theta.shape == (1, 8, P), f"{name}.draws: shape {tuple(draws.theta.shape)}")
     expect(draws.predict(X).mean.shape == (2, 4, process.num_predictions), f"{name}.draws: shape of a prediction")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy
 import pytest
 import torch
 
@@ -76,7 +77,12 @@ def test_single_precision_warns_once_where_it_matters(name: str) -> None:
 def test_settings_are_validated(name: str) -> None:
     method = METHODS[name]
     for field in dataclasses.fields(method):
-        if isinstance(getattr(method, field.name), int) and not isinstance(getattr(method, field.name), bool):
+        kind = type(getattr(method, field.name))
+        if kind in (bool, float):
+            for bad in ("no", None) if kind is bool else (-1.0, 0.0, float("nan"), "1", True):
+                with pytest.raises(DomainError, match=field.name):
+                    dataclasses.replace(method, **{field.name: bad})
+        if kind is int:
             with pytest.raises(DomainError, match=field.name):
                 dataclasses.replace(method, **{field.name: -1})
             with pytest.raises(DomainError, match=field.name):
@@ -99,4 +105,9 @@ def test_callback_is_told_and_can_stop(name: str) -> None:
         return len(calls) >= 3
 
     stopped = METHODS[name].fit(prior_for(name), likelihoods.Gaussian(), X, Y, callback=stop)
+    assert len(calls) < len(seen) and stopped.predict(X).mean.isfinite().all()
+    calls.clear()
+    stopped = METHODS[name].fit(
+        prior_for(name), likelihoods.Gaussian(), X, Y, callback=lambda *told: numpy.bool_(stop(*told))
+    )
     assert len(calls) < len(seen) and stopped.predict(X).mean.isfinite().all()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -57,6 +57,7 @@ class ImportanceSampling(InferenceMethod):
         shape, generator = (1, self.num_draws), session.generator
         theta = prior.sample_parameters(shape, generator=generator)
         psi = likelihood.sample_prior(shape, generator=generator, dtype=X.dtype)
+        session.stop(1, 1, None)
         target = Target(prior, likelihood, X, Y, noise_variance)
         z = torch.cat([theta, psi], -1)
         weights = target.log_prob(z) - prior.log_prob(theta) - likelihood.log_prior(psi)
@@ -157,3 +158,106 @@ def test_the_checks_notice_a_careless_method() -> None:
 def test_the_checks_say_what_they_check(call: Any, message: str) -> None:
     with pytest.raises(DomainError, match=message):
         call(*data(5))
+
+
+class Wide(likelihoods.Gaussian):
+    """Says nine times the variance."""
+
+    def moments(self, f: Tensor, psi: Tensor) -> tuple[Tensor, Tensor]:
+        mean, variance = super().moments(f, psi)
+        return mean, 9 * variance
+
+
+class Fixed(likelihoods.Categorical):
+    """Says that all classes are equally likely."""
+
+    def moments(self, f: Tensor, psi: Tensor) -> tuple[Tensor, Tensor]:
+        p = torch.full_like(f, 1 / self.num_classes)
+        return p, p * (1 - p)
+
+
+def test_the_checks_notice_wrong_moments() -> None:
+    with pytest.raises(AssertionError, match="variance against draws"):
+        check_likelihood(Wide(noise=0.3))
+    with pytest.raises(AssertionError, match="mean against draws"):
+        check_likelihood(Fixed(3))
+
+
+class Forgetful(probnn.EmpiricalProcess):
+    """Learns nothing."""
+
+    def _condition(self, X: Tensor, Y: Tensor, noise_variance: Tensor | None) -> probnn.EmpiricalProcess:
+        return self
+
+
+class TwoStreams(probnn.BayesianNetwork):
+    """Draws other functions than it draws values."""
+
+    def _sample(self, X: Tensor, shape: torch.Size, generator: torch.Generator | None) -> Tensor:
+        return 2 * super()._sample(X, shape, generator)
+
+
+def test_the_checks_notice_broken_processes() -> None:
+    prior = probnn.BayesianNetwork(FourierNetwork(), priors.NormalWeights(), dtype=DOUBLE)
+    theta = prior.draws(8).theta
+    with pytest.raises(AssertionError, match="condition: the prediction does not change"):
+        check_process(Forgetful(prior, theta, theta[..., :0], likelihoods.Gaussian(noise=0.1)))
+    with pytest.raises(AssertionError, match="sample against sample_functions"):
+        check_parametric_process(TwoStreams(FourierNetwork(), priors.NormalWeights(), dtype=DOUBLE))
+
+
+def _deaf(method: Any, prior: Any, likelihood: Any, X: Tensor, Y: Tensor, variance: Any, session: Any) -> Any:
+    return ImportanceSampling()._fit(prior, likelihood, X, torch.zeros_like(Y), variance, session, None)
+
+
+def _seedless(method: Any, prior: Any, likelihood: Any, X: Tensor, Y: Tensor, variance: Any, session: Any) -> Any:
+    session.generator.manual_seed(0)
+    return ImportanceSampling()._fit(prior, likelihood, X, Y, variance, session, None)
+
+
+def _silent(method: Any, prior: Any, likelihood: Any, X: Tensor, Y: Tensor, variance: Any, session: Any) -> Any:
+    session.callback = None
+    return ImportanceSampling()._fit(prior, likelihood, X, Y, variance, session, None)
+
+
+def _noiseless(method: Any, prior: Any, likelihood: Any, X: Tensor, Y: Tensor, variance: Any, session: Any) -> Any:
+    own = likelihoods.Gaussian(noise=0.5)
+    return ImportanceSampling()._fit(prior, own, X, Y, None, session, None)
+
+
+@pytest.mark.parametrize(
+    ("fit", "message"),
+    [
+        (_deaf, "other outcomes give the same"),
+        (_seedless, "another seed gives the same"),
+        (_silent, "callback is never called"),
+        (_noiseless, "noise does not change"),
+    ],
+)
+def test_the_checks_notice_a_method_that_ignores_something(fit: Any, message: str) -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Broken(ImportanceSampling):
+        def _fit(self, prior, likelihood, X, Y, noise_variance, session, init) -> Any:
+            info = fit(self, prior, likelihood, X, Y, noise_variance, session)
+            return replace(info, info=replace(info.info, method="Broken"))
+
+    X, Y = data(5)
+    prior = probnn.BayesianNetwork(FourierNetwork(), priors.NormalWeights(), dtype=DOUBLE)
+    with pytest.raises(AssertionError, match=message):
+        check_inference_method(Broken(), prior, likelihoods.Gaussian(noise_median=0.5), X, Y)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Eager(ImportanceSampling):
+    """Does not give the prior back where there are no data."""
+
+    def _fit_nothing(self, prior, likelihood, session) -> Any:
+        empty = super()._fit_nothing(prior, likelihood, session)
+        return replace(empty, theta=3 * empty.theta)
+
+
+def test_the_checks_notice_what_is_not_the_prior() -> None:
+    X, Y = data(5)
+    prior = probnn.BayesianNetwork(FourierNetwork(), priors.NormalWeights(), dtype=DOUBLE)
+    with pytest.raises(AssertionError, match="n = 0 must give the prior.*apart"):
+        check_inference_method(Eager(), prior, likelihoods.Gaussian(noise_median=0.5), X, Y)

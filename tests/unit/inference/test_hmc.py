@@ -11,7 +11,14 @@ import torch
 import probnn
 from probnn import likelihoods
 from probnn import random as rnd
-from probnn.errors import ConvergenceError, ConvergenceWarning, DivergenceWarning, DomainError, ShapeError
+from probnn.errors import (
+    ConvergenceError,
+    ConvergenceWarning,
+    DivergenceWarning,
+    DomainError,
+    PrecisionWarning,
+    ShapeError,
+)
 from probnn.inference import Target, start
 from probnn.inference.adaptation import van_der_corput
 from probnn.inference.integrator import energy, initial_state, leapfrog
@@ -206,3 +213,12 @@ def test_chains_that_disagree_about_the_noise_are_not_converged() -> None:
     short = replace(method, num_samples=4).fit(network(), law, X, Y, init=init)
     assert short.info.converged is False and not short.info.warnings
     assert replace(method, num_samples=3).fit(network(), law, X, Y, init=init).info.converged is None
+
+
+def test_batches_of_data_are_checked_like_data() -> None:
+    prior, method = network(hidden=(3,)), probnn.HMC(num_chains=2, num_warmup=3, num_samples=2)
+    X, Y = data()
+    with pytest.raises(ShapeError, match=r"HMC.fit_batch: Y must hold one data set or more, got \(0, 1, 8, 1\)"):
+        method.fit_batch(prior, likelihoods.Gaussian(), X, Y.expand(0, 1, 8, 1))
+    with pytest.warns(PrecisionWarning, match="HMC.fit_batch: float32 data"):
+        method.fit_batch(prior, likelihoods.Gaussian(), X.float(), Y.expand(2, 1, 8, 1).float())

@@ -167,6 +167,8 @@ def test_registry(monkeypatch: pytest.MonkeyPatch) -> None:
         register_surrogate("mine", dataclasses.replace(mine, num_draws=3))
     with pytest.raises(DomainError, match="bnn-hmc"):
         get_surrogate("bnn")
+    with pytest.raises(DomainError, match=r"no surrogate \['gp'\]"):
+        get_surrogate(["gp"])  # type: ignore[arg-type]
     for wrong in (("", mine), (3, mine), ("other", Linear())):
         with pytest.raises(DomainError, match="needs a name and a Surrogate"):
             register_surrogate(*wrong)
