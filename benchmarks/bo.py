@@ -32,7 +32,7 @@ from torch import Tensor
 
 import probnn
 from probnn.optimization import BayesianOptimization, Real, Space
-from probnn.optimization.backtest import NUM_INITIAL, FinishedTable, replay
+from probnn.optimization.backtest import NUM_INITIAL, FinishedTable, Replay, replay
 from probnn.optimization.problems import TARGET, named_problem
 from probnn.optimization.rows import parse_trials
 from probnn.optimization.table import read_table
@@ -230,11 +230,11 @@ def tables(report: Report, runs: dict[tuple[str, str, int], tuple[float, list[fl
                 row |= {"mean regret": statistics.fmean(regrets), "median regret": statistics.median(regrets)}
             else:
                 early, late = pool.budgets
-                found = {s: [pool.top & set(map(int, v[:k])) for k in (early, late)] for s, (_, v) in own.items()}
-                scores[method] = {seed: len(b) / len(pool.top) for seed, (_, b) in found.items()}
-                to_best = [v.index(pool.best) + 1 if pool.best in v else math.inf for _, v in own.values()]
+                found = {seed: Replay(method, seed, tuple(map(int, v))) for seed, (_, v) in own.items()}
+                scores[method] = {seed: one.share(pool, late) for seed, one in found.items()}
+                to_best = [one.to_best(pool) or math.inf for one in found.values()]
                 row |= {
-                    f"share at {early}": statistics.fmean(len(a) / len(pool.top) for a, _ in found.values()),
+                    f"share at {early}": statistics.fmean(one.share(pool, early) for one in found.values()),
                     f"share at {late}": statistics.fmean(scores[method].values()),
                     "to the best": statistics.median(to_best),
                 }

@@ -139,5 +139,8 @@ def _report(bo: BayesianOptimization) -> str:
         setting = ", ".join(f"{name} = {short(value)}" for name, value in trial.parameters.items())
         lines.append(f"best: {values} at {setting} (trial {trial.number})")
     if not bo.pareto:
-        lines.append("no evaluation is complete and within its bounds")
+        bounds = f" and keeps {', '.join(b.text for b in bo.goals.bounds)}" if bo.goals.bounds else ""
+        lines.append(f"no evaluation is complete{bounds}")
+    if failed and (note := next((t.note for t in reversed(done) if t.status == "failed" and t.note), "")):
+        lines.append(f"the last failure: {note}")
     return "\n".join(lines) + "\n"

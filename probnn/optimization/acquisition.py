@@ -27,6 +27,9 @@ from .space import Space
 
 ACQUISITIONS = ("qLogNEI", "qLogEI", "qLogNEHVI", "thompson")
 NUM_SAMPLES = 128
+# Width of the edge of a bound, in standard deviations of its outcome. BoTorch's 1e-3 has a tail of (1e-3 / excess)^2,
+# which a target that cannot be improved any more within its bounds outweighs.
+SMOOTHING = 1e-5
 
 
 def check_acquisition(where: str, name: str | None, goals: Goals) -> str:
@@ -59,6 +62,7 @@ def build(
     pending: Tensor,
     *,
     reference: Tensor | None,
+    scales: dict[str, float],
     seed: int,
 ) -> AcquisitionFunction:
     """The acquisition function of features ``b x 1 x D``.
@@ -71,6 +75,7 @@ def build(
         best: Scores of the measured feasible trials ``k x targets``.
         pending: Features under evaluation, ``p x D``.
         reference: Reference point of the hypervolume.
+        scales: The spread of every outcome: what BoTorch smooths by is in units of one.
         seed: Seed of its samples.
     """
     model = models[0] if len(models) == 1 else ModelList(*models)
@@ -84,7 +89,8 @@ def build(
         sampler = ListSampler(*(s.samplers[i] for i, s in enumerate(members)))
     common: dict[str, Any] = {"sampler": sampler, "X_pending": waiting}
     if goals.bounds:
-        common["constraints"] = goals.constraint_functions()
+        common["constraints"] = goals.constraint_functions(scales)
+        common["eta"] = SMOOTHING
     if name == "qLogNEHVI":
         return _hypervolume(model, goals, measured, reference, common)
     if len(models) > 1:

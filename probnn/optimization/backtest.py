@@ -56,8 +56,9 @@ class FinishedTable:
     settings: list[dict[str, Any]]
     outcomes: list[float | None]
     num_left_out: int = 0
-    top: frozenset[int] = field(init=False)  #: Indices of the best twentieth of the settings.
-    best: int = field(init=False)  #: Index of the best setting.
+    top: frozenset[int] = field(init=False)  #: Indices of the best twentieth of the settings, and of those as good.
+    num_top: int = field(init=False)  #: A twentieth of the settings.
+    best: frozenset[int] = field(init=False)  #: Indices of the settings with the best value.
 
     def __post_init__(self) -> None:
         sign = 1.0 if self.maximize else -1.0
@@ -67,9 +68,12 @@ class FinishedTable:
                 f"backtest: needs at least {MIN_POOL} different settings with an outcome within the space, got "
                 f"{len(able)}"
             )
-        order = sorted(able, key=lambda i: -sign * float(self.outcomes[i] or 0.0))
-        object.__setattr__(self, "best", order[0])
-        object.__setattr__(self, "top", frozenset(order[: math.ceil(TOP * len(able))]))
+        score = {i: sign * float(self.outcomes[i] or 0.0) for i in able}
+        count = math.ceil(TOP * len(able))
+        least = sorted(score.values(), reverse=True)[count - 1]
+        object.__setattr__(self, "num_top", count)
+        object.__setattr__(self, "top", frozenset(i for i in able if score[i] >= least))
+        object.__setattr__(self, "best", frozenset(i for i in able if score[i] == max(score.values())))
 
     @classmethod
     def of(cls, trials: Sequence[Trial], space: Space, target: str, *, maximize: bool = True) -> FinishedTable:
@@ -129,11 +133,11 @@ class Replay:
 
     def share(self, table: FinishedTable, num_experiments: int) -> float:
         """The share of the best twentieth that was found after some experiments."""
-        return len(table.top.intersection(self.picks[:num_experiments])) / len(table.top)
+        return min(len(table.top.intersection(self.picks[:num_experiments])), table.num_top) / table.num_top
 
     def to_best(self, table: FinishedTable) -> int | None:
         """How many experiments it took to the best setting; None where it was not found."""
-        return self.picks.index(table.best) + 1 if table.best in self.picks else None
+        return next((k for k, i in enumerate(self.picks, 1) if i in table.best), None)
 
 
 def replay(table: FinishedTable, surrogate: str, seed: int) -> Replay:
@@ -290,18 +294,17 @@ def summary(table: FinishedTable, replays: Sequence[Replay]) -> list[dict[str, A
     Returns:
         Dictionaries with ``surrogate``, ``seeds``, ``share_10`` and ``share_25`` (after 10 % and 25 % of the pool,
         at most 100 experiments), ``found_best`` (seeds that found the best) and ``to_best`` (the median number of
-        experiments to it, None where fewer than half the seeds found it).
+        experiments to it, None where half the seeds or more did not find it).
     """
     rows = []
     for name in dict.fromkeys(r.surrogate for r in replays):
         own = [r for r in replays if r.surrogate == name]
         early, late = (statistics.fmean(r.share(table, budget) for r in own) for budget in table.budgets)
         to_best = [n for n in (r.to_best(table) for r in own) if n is not None]
-        counts = sorted([*to_best, *[math.inf] * (len(own) - len(to_best))])
-        median = counts[(len(counts) - 1) // 2]
+        median = statistics.median([*to_best, *[math.inf] * (len(own) - len(to_best))])
         rows.append(
             {"surrogate": name, "seeds": len(own), "share_10": early, "share_25": late, "found_best": len(to_best),
-             "to_best": None if math.isinf(median) else int(median)}
+             "to_best": None if math.isinf(median) else median}
         )  # fmt: skip
     return rows
 
@@ -310,9 +313,11 @@ def sentence(table: FinishedTable, replays: Sequence[Replay]) -> str:
     """What came out, in one plain sentence.
 
     A surrogate counts as better than random search where the mean of the differences seed by seed, in the share
-    found after 25 %, is more than two of its standard errors above zero.
+    found after 25 %, passes a one-sided t test at 5 %, divided by the number of surrogates, of which it is the best.
     """
     budget, total = max(table.budgets), len(table)
+    from scipy.stats import t
+
     rows = summary(table, replays)
     by_chance = next(row for row in rows if row["surrogate"] == RANDOM)
     others = [row for row in rows if row["surrogate"] != RANDOM]
@@ -323,10 +328,10 @@ def sentence(table: FinishedTable, replays: Sequence[Replay]) -> str:
     lead = [r.share(table, budget) - chance[r.seed] for r in replays if r.surrogate == best["surrogate"]]
     error = statistics.stdev(lead) / math.sqrt(len(lead)) if len(lead) > 1 else math.inf
     found = (
-        f"{best['surrogate']} found {_percent(best)} of the best 5 % ({len(table.top)} of {total} settings) after "
+        f"{best['surrogate']} found {_percent(best)} of the best 5 % ({table.num_top} of {total} settings) after "
         f"{budget} experiments, random search {_percent(by_chance)}"
     )
-    if statistics.fmean(lead) > 2 * error:
+    if len(lead) > 1 and statistics.fmean(lead) > float(t.ppf(1 - 0.05 / len(others), len(lead) - 1)) * error:
         return f"On this table {found}."
     more = "more seeds (--seeds) may tell them apart" if len(lead) < 10 else "there may be little to learn here"
     return f"On this table no surrogate is clearly better than random search: {found}; {more}."

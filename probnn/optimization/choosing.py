@@ -14,10 +14,10 @@ from ..errors import ConvergenceError, DomainError
 from .acquisition import OverSpace, build
 from .feasible import design
 from .search import Key, best_of_pool, best_setting, key_of, quiet
+from .trials import Trial
 
 if TYPE_CHECKING:
     from .loop import BayesianOptimization
-    from .trials import Trial
 
 
 class ExhaustedError(DomainError):
@@ -25,6 +25,36 @@ class ExhaustedError(DomainError):
 
 
 MAX_SKIPS = 64  # settings of a design that were tried already
+
+
+def suggest(bo: BayesianOptimization, num_trials: int, fixed: dict[str, Any]) -> list[Trial]:
+    """See :meth:`BayesianOptimization.ask`.
+
+    Args:
+        bo: The optimisation.
+        num_trials: How many.
+        fixed: Values to keep, by name.
+    """
+    asked: list[Trial] = []
+    while len(asked) < num_trials:
+        if asked:  # what must be the same in a batch is what the first one has
+            fixed |= {name: asked[0].parameters[name] for name in bo.space.same_in_batch}
+        try:
+            values, source = choose(bo, fixed)
+        except ExhaustedError:
+            if asked:  # fewer than wished for: there are no more
+                return asked
+            raise
+        wrong = bo.space.violations(values, [t.parameters for t in asked])
+        if wrong:
+            raise ConvergenceError(
+                f"BayesianOptimization.ask: found no setting that satisfies everything: {'; '.join(wrong)}"
+            )
+        trial = Trial(bo.next_number, values, source)
+        bo.record(trial)
+        bo.trials.append(trial)
+        asked.append(trial)
+    return asked
 
 
 def choose(bo: BayesianOptimization, fixed: dict[str, Any]) -> tuple[dict[str, Any], str]:
@@ -43,9 +73,10 @@ def choose(bo: BayesianOptimization, fixed: dict[str, Any]) -> tuple[dict[str, A
         return _initial(bo, fixed), "initial"
     try:
         return _from_model(bo, fixed), "model" if bo.pool is None else "pool"
-    except ConvergenceError as error:
-        warnings.warn(f"BayesianOptimization.ask: a random setting instead of a model's: {error}", stacklevel=4)
-        return _random(bo, fixed), f"random({error})"
+    except (ConvergenceError, torch.linalg.LinAlgError) as error:
+        words = " ".join(str(error).split())
+        warnings.warn(f"BayesianOptimization.ask: a random setting instead of a model's: {words}", stacklevel=4)
+        return _random(bo, fixed), f"random({words})"
 
 
 def _to_replicate(bo: BayesianOptimization, fixed: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -124,7 +155,9 @@ def _from_model(bo: BayesianOptimization, fixed: dict[str, Any]) -> dict[str, An
     space, goals, models = bo.model_space, bo.goals, bo.models()
     done = bo.complete or [t for t in bo.trials if bo.target in t.values]
     success = bo.success()
-    waiting = [t for t in bo.trials if t.status == "pending"]
+    measured = {t.number for t in done}
+    # A trial of which some outcomes are still to come is under evaluation too.
+    waiting = [t for t in bo.trials if t.status in ("pending", "complete") and t.number not in measured]
     if success is None:  # nothing is gained near a failed setting that it would not give
         waiting += [t for t in bo.trials if t.status == "failed"]
     able = [goals.scores(t) for t in bo.trials if goals.is_feasible(t)]
@@ -137,9 +170,10 @@ def _from_model(bo: BayesianOptimization, fixed: dict[str, Any]) -> dict[str, An
             torch.tensor(able, dtype=torch.double).reshape(-1, len(goals.targets)),
             bo.points(waiting),
             reference=_reference(bo),
+            scales={name: spread(bo.data(name).Y) for name in goals.outcomes},
             seed=_seed(bo),
         )
-    unit = float(bo.data().Y.std()) if bo.acquisition == "thompson" else 1.0
+    unit = spread(bo.data().Y) if bo.acquisition == "thompson" else 1.0
     acquisition = OverSpace(inner, space, success, unit)
     if bo.pool is not None:
         candidates = _candidates(bo, fixed)
@@ -155,6 +189,12 @@ def _from_model(bo: BayesianOptimization, fixed: dict[str, Any]) -> dict[str, An
     if values is None:
         raise _exhausted(fixed)
     return values
+
+
+def spread(Y: Tensor) -> float:
+    """The standard deviation of outcomes; 1 where they do not differ."""
+    value = float(Y.std()) if len(Y) > 1 else 0.0
+    return value if value > 0 else 1.0
 
 
 def _reference(bo: BayesianOptimization) -> Tensor | None:

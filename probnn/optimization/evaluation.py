@@ -123,7 +123,7 @@ def _is_crash(error: BaseException) -> bool:
 def _call(objective: Objective, parameters: Mapping[str, Any], outcomes: tuple[str, ...]) -> Outcome:
     try:
         result = objective(**parameters)
-    except Exception as error:  # whatever the user's code raises is a failed trial
+    except (Exception, SystemExit) as error:  # whatever the user's code raises is a failed trial
         return Outcome(error=f"{type(error).__name__}: {error}")
     return read(result, outcomes)
 

@@ -66,8 +66,9 @@ class FeasibilityModel:
 
     .. math:: p(x) \approx \Phi\!\left(\frac{m}{\sqrt{8/\pi + v}}\right),
 
-    the probit in place of the logistic function (MacKay, 1992; within .02 of the integral, and smooth in
-    x). Its logarithm joins that of the improvement; see :class:`probnn.optimization.acquisition.OverSpace`.
+    the probit in place of the logistic function (MacKay, 1992; p within .02 of the integral, and smooth in x). With
+    few trials p is drawn towards a half. Its logarithm joins that of the improvement; see
+    :class:`probnn.optimization.acquisition.OverSpace`.
 
     Args:
         process: The posterior of f.
@@ -118,7 +119,10 @@ class FeasibilityModel:
         return self.log_probability(X).exp()
 
     def log_probability(self, X: Tensor) -> Tensor:
-        """Its logarithm, accurate where it is tiny."""
+        """Its logarithm: that of the probit, finite where p underflows.
+
+        Where p is tiny it is lower than that of the logistic function's mean, whose tail is exponential.
+        """
         mean, covariance = self.process._moments((2 * X - 1).unsqueeze(-2))
         mean, variance = mean[..., 0, 0], covariance[..., 0, 0]
         return torch.special.log_ndtr(mean / (8 / torch.pi + variance).sqrt())

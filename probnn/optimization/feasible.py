@@ -24,7 +24,9 @@ def nearest(space: Space, coordinates: Tensor, fixed: Mapping[str, Any] | None =
     """The settable setting nearest to coordinates that satisfies every constraint on single settings.
 
     Without constraints each parameter goes to its nearest value. Otherwise a mixed-integer linear program
-    (HiGHS) minimises the sum of the distances in coordinates; the result is checked in exact arithmetic.
+    (HiGHS) minimises the sum of the distances in coordinates; the result is checked in exact arithmetic. Distances
+    of parameters with a logarithmic scale are those of the tangent at the point, so that another setting may be a
+    little nearer.
 
     Args:
         space: The space.
@@ -110,7 +112,8 @@ def design(
 
     Scrambled Sobol points; where constraints leave little of the box, points spread over the polytope by
     hit-and-run, each the farthest of eight from those before, and parameters in use chosen at random where
-    their number is limited. All settings of a seed form one sequence: ``design(space, n, seed, skip=k)`` are those
+    their number is limited (in long thin polytopes hit-and-run favours the places where it begins).
+    All settings of a seed form one sequence: ``design(space, n, seed, skip=k)`` are those
     from number k on. Constraints on a batch are left to `fixed`.
 
     Args:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -135,9 +136,18 @@ class Goals:
         """The targets of a trial, more being better."""
         return tuple(self.sign(name) * trial.values[name] for name in self.targets)
 
-    def constraint_functions(self) -> list[Callable[[Tensor], Tensor]]:
-        """The bounds as BoTorch takes them: functions of samples ``... x outcomes`` in our signs, at most 0 if held."""
-        return [_Held(self.outcomes.index(b.name), self.sign(b.name), b) for b in self.bounds]
+    def constraint_functions(self, scales: Mapping[str, float] | None = None) -> list[Callable[[Tensor], Tensor]]:
+        """The bounds as BoTorch takes them: functions of samples ``... x outcomes`` in our signs, at most 0 if held.
+
+        Args:
+            scales: Units of the outcomes to measure excesses in. BoTorch smooths a bound over a thousandth of one
+                unit, with fat tails: without their own, outcomes in small units would hardly be bounded.
+
+        Returns:
+            One function a bound.
+        """
+        unit = scales or {}
+        return [_Held(self.outcomes.index(b.name), self.sign(b.name), b, unit.get(b.name, 1.0)) for b in self.bounds]
 
     def pareto(self, trials: Sequence[Trial]) -> list[Trial]:
         """The feasible trials that no other feasible one beats in all targets, best in the first target first."""
@@ -160,7 +170,7 @@ class Goals:
         return infer_reference_point(scores[is_non_dominated(scores)])
 
     def hypervolume(self, trials: Sequence[Trial], reference: Mapping[str, float] | None = None) -> float:
-        """The volume that the feasible trials dominate above a reference point; for one target, the best value's lead.
+        """The volume that the feasible trials dominate above a reference point; for one target, the lead over it.
 
         Args:
             trials: The trials.
@@ -191,11 +201,11 @@ class Goals:
 
 
 class _Held:
-    def __init__(self, index: int, sign: float, bound: OutcomeBound):
-        self.index, self.sign, self.bound = index, sign, bound
+    def __init__(self, index: int, sign: float, bound: OutcomeBound, unit: float):
+        self.index, self.sign, self.bound, self.unit = index, sign, bound, unit
 
     def __call__(self, samples: Tensor) -> Tensor:
-        excess = self.sign * samples[..., self.index] - self.bound.bound
+        excess = (self.sign * samples[..., self.index] - self.bound.bound) / self.unit
         return excess if self.bound.upper else -excess
 
 
@@ -213,7 +223,7 @@ def _bound(where: str, text: str) -> OutcomeBound:
         bound = float(match["bound"]) if match else float("nan")
     except ValueError:
         bound = float("nan")
-    if match is None or bound != bound:
+    if match is None or not math.isfinite(bound) or any(sign in match["name"] for sign in "<>="):
         raise DomainError(
             f"{where}: subject_to needs bounds such as 'impurity <= 0.5', got {text!r} (an outcome, <= or >=, a number)"
         )

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from .. import random as rnd
 from .. import validation
-from ..errors import ConvergenceError, DomainError, UnsupportedError
+from ..errors import DomainError, UnsupportedError
 from ..surrogates import ProcessModel, Surrogate, get_surrogate
 from .acquisition import check_acquisition
-from .choosing import best_predicted, choose
+from .choosing import best_predicted, suggest
 from .evaluation import Objective, as_number
 from .feasibility import FeasibilityModel
 from .feasible import check_fixed
@@ -33,13 +33,12 @@ Names = str | Sequence[str] | None
 class BayesianOptimization:
     """Bayesian optimisation over a space of parameters, by asking and telling.
 
-    The first settings are a space-filling design, as far as there is no data yet; the others maximise an
-    acquisition function of surrogates fitted to all that was measured, one surrogate an outcome: the noisy
-    expected improvement of one target (qLogNEI; Ament et al., 2023, arXiv:2310.20708) or that of the hypervolume of
-    several. Trials under evaluation count as pending. From two failures and two successes on, a network
-    learns where experiments succeed (:class:`FeasibilityModel`) and its log-probability joins the
-    acquisition. Each suggestion says where it comes from (`Trial.source`): ``"initial"``, ``"model"``,
-    ``"pool"`` (the model, from a list), ``"replicate"``, ``"random"`` (random search) or ``"random(why)"``.
+    The first settings are a space-filling design, as far as there is no data yet; the others maximise an acquisition
+    function of surrogates, one an outcome: the noisy expected improvement of one target (qLogNEI; Ament et al., 2023,
+    arXiv:2310.20708) or of the hypervolume of several; pending trials count as such. From two failures and two
+    successes on, a network learns where experiments succeed (:class:`FeasibilityModel`). Each suggestion says where it
+    comes from (`Trial.source`): ``"initial"``, ``"model"``, ``"pool"`` (the model, from a list), ``"replicate"``,
+    ``"random"`` (random search) or ``"random(why)"``.
 
     With ``history=`` every step is written to a CSV file before it counts, and that file is the only state: an
     optimisation begun anew goes on with the same suggestions. Rows that do not fit today's space teach as they are.
@@ -235,7 +234,7 @@ class BayesianOptimization:
         """Suggest settings to evaluate; they are pending until told.
 
         Args:
-            num_trials: How many, chosen one after the other with the earlier ones pending.
+            num_trials: How many, one after the other with the earlier ones pending; fewer where no more are left.
             fixed: Values that parameters have this time, by name.
 
         Returns:
@@ -247,19 +246,7 @@ class BayesianOptimization:
         where = "BayesianOptimization.ask"
         validation.positive_int(where, "num_trials", num_trials)
         check_fixed(self.space, given := dict(fixed or {}))
-        asked: list[Trial] = []
-        while len(asked) < num_trials:
-            if asked:  # what must be the same in a batch is what the first one has
-                given |= {name: asked[0].parameters[name] for name in self.space.same_in_batch}
-            values, source = choose(self, given)
-            wrong = self.space.violations(values, [t.parameters for t in asked])
-            if wrong:
-                raise ConvergenceError(f"{where}: found no setting that satisfies everything: {'; '.join(wrong)}")
-            trial = Trial(self.next_number, values, source)
-            self.record(trial)
-            self.trials.append(trial)
-            asked.append(trial)
-        return asked
+        return suggest(self, num_trials, given)
 
     @property
     def next_number(self) -> int:

@@ -52,7 +52,7 @@ def data_of(trials: Sequence[Trial], space: Space, name: str, sign: float) -> Da
     r"""The measurements of one outcome, in the order of the trials' numbers.
 
     Standard errors count where they are given. If only some rows have one, the others take the variance of
-    replicates, pooled over settings, :math:`\sum_s \sum_i (y_{si} - \bar y_s)^2 / \sum_s (n_s - 1)`, where
+    their own replicates, pooled over settings, :math:`\sum_s \sum_i (y_{si} - \bar y_s)^2 / \sum_s (n_s - 1)`, where
     that has at least three degrees of freedom, and else the mean of the known variances. If none has one, the
     model infers the noise, to which replicates speak too.
 
@@ -71,7 +71,8 @@ def data_of(trials: Sequence[Trial], space: Space, name: str, sign: float) -> Da
     Yvar = None
     if any(s is not None and s > 0 for s in known):
         given = [s**2 for s in known if s is not None and s > 0]
-        other = _pooled_variance(X, Y)
+        bare = torch.tensor([s is None or s <= 0 for s in known])
+        other = _pooled_variance(X[bare], Y[bare]) if bare.any() else None
         other = sum(given) / len(given) if other is None else other
         Yvar = torch.tensor([[other if s is None or s <= 0 else s**2] for s in known], dtype=torch.double)
     return Data(X, sign * Y, Yvar)

@@ -130,7 +130,8 @@ def _check_range(kind: str, low: Any, high: Any, log: Any, step: Any) -> None:
     if not is_number(low) or not is_number(high):
         raise DomainError(f"{kind}: low and high must be finite numbers, got {low!r} and {high!r}")
     if not low < high:
-        raise DomainError(f"{kind}: low must be below high, got {low!r} and {high!r}; Fixed(value) holds one value")
+        hint = "Fixed(value) holds one value" if low == high else "exchange them"
+        raise DomainError(f"{kind}: low must be below high, got {low!r} and {high!r}; {hint}")
     if not math.isfinite(float(high) - float(low)):
         raise DomainError(f"{kind}: the range from {low!r} to {high!r} is too wide for double precision")
     if not isinstance(log, bool):
@@ -190,7 +191,7 @@ class Number(Parameter):
             return (float(value) - self.low) / (self.high - self.low)
         if value <= 0:
             raise DomainError(f"{type(self).__name__}: a value on a log scale must be positive, got {value!r}")
-        return math.log(value / self.low) / math.log(self.high / self.low)
+        return (math.log(value) - math.log(self.low)) / (math.log(self.high) - math.log(self.low))
 
     def raw(self, coordinate: float) -> float:
         """The number at a coordinate of [0, 1] (the nearer end beyond), not rounded to what can be set."""

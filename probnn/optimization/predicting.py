@@ -56,9 +56,12 @@ def predict(bo: BayesianOptimization, settings: Sequence[Mapping[str, Any]]) -> 
             for i, row in enumerate(rows):
                 row[f"{name}_mean"], row[f"{name}_std"] = float(mean[i]), float(std[i])
                 row[f"{name}_q05"], row[f"{name}_q95"] = float(low[i]), float(high[i])
-            for bound in bounds:
-                below = cdf(posterior, sign * bound.bound).flatten()
-                held = below if bound.upper == (sign > 0) else 1 - below
+            if bounds:
+                # In the model's signs the strictest bounds from above and below are one interval.
+                upper = [sign * b.bound for b in bounds if b.upper == (sign > 0)]
+                lower = [sign * b.bound for b in bounds if b.upper != (sign > 0)]
+                held = cdf(posterior, min(upper)).flatten() if upper else torch.ones_like(mean)
+                held = (held - cdf(posterior, max(lower)).flatten()).clamp_min(0.0) if lower else held
                 able = [float(p) * (1.0 if a is None else a) for a, p in zip(able, held, strict=True)]
     success = bo.success()
     if success is not None:

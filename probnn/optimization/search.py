@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -18,13 +19,14 @@ from scipy.optimize import OptimizeWarning
 from torch import Tensor
 
 from .. import random as rnd
-from .constraints import AtMost
+from .constraints import AtMost, Linear
 from .feasible import design, nearest
 from .space import Space
 
 NUM_RAW, NUM_LOCAL, NUM_STARTS = 192, 48, 4
 NUM_NEW, MAX_TURNS = 32, 8  # a design of settings under constraints takes time, so most are used again
 MAX_STEPS = 60  # of L-BFGS or SLSQP
+MAX_ENUMERATED = 2000  # settings of a space that are all evaluated
 MAX_MOVES = 6  # rounds of moving one coordinate that is a grid or a category
 BATCH = 256  # points evaluated at once: memory does not grow with the number of combinations
 
@@ -101,12 +103,22 @@ def best_setting(
     """
     search = _Search(acquisition, space, dict(fixed or {}), seed)
     with rnd.forked(rnd.generator_from(seed)), quiet():
-        few = space.num_settings is not None and space.num_settings <= NUM_RAW
-        count, skip = (space.num_settings, 0) if few else (NUM_RAW, NUM_NEW * (turn % MAX_TURNS))
-        search.look_at(design(space, count or 1, 0, fixed, skip=skip))
+        if space.num_settings is not None and space.num_settings <= MAX_ENUMERATED:
+            search.look_at(every_setting(space, fixed or {}))
+            return search.best(taken)
+        search.look_at(design(space, NUM_RAW, 0, fixed, skip=NUM_NEW * (turn % MAX_TURNS)))
         search.look_at(search.around(good))
         search.climb()
         return search.best(taken)
+
+
+def every_setting(space: Space, fixed: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """All settings of a finite space that satisfy the constraints and have the values given."""
+    levels = [[fixed[name]] if name in fixed else list(p.levels()) for name, p in space.free.items()]
+    for values in itertools.product(*levels):
+        setting = {**space.fixed, **dict(zip(space.free, values, strict=True))}
+        if not space.violations(setting):
+            yield setting
 
 
 class _Search:
@@ -266,6 +278,29 @@ class _Search:
                     moved = {**values, name: other}
                     if not self.space.violations(moved):
                         found.append(moved)
+                    else:
+                        found += self._exchanges(moved, name)
+        return found
+
+    def _exchanges(self, moved: dict[str, Any], name: str) -> list[dict[str, Any]]:
+        """Settings where one other parameter of an equality takes up what a step of `name` left open."""
+        found = []
+        for constraint in self.space.constraints:
+            if isinstance(constraint, Linear) and constraint.equality and name in constraint.names:
+                for partner in constraint.names:
+                    if partner == name or partner in self.fixed or partner not in self.space.free:
+                        continue
+                    parameter = self.space.free[partner]
+                    if parameter.num_values is None:  # a number without step: the rest of it, found by rounding
+                        kept = {n: v for n, v in moved.items() if n != partner}
+                        at = self.space.coordinates({n: moved[n] for n in self.space.free})
+                        settled = nearest(self.space, at, {n: kept[n] for n in self.space.free if n in kept})
+                        found += [] if settled is None else [settled]
+                        continue
+                    for other in parameter.neighbours(moved[partner]):
+                        both = {**moved, partner: other}
+                        if not self.space.violations(both):
+                            found.append(both)
         return found
 
     def best(self, taken: set[Key]) -> dict[str, Any] | None:

@@ -153,3 +153,15 @@ def test_the_posterior_at_hand_in_the_how_to_pages_is_a_good_one() -> None:
 def test_the_index_lists_every_how_to() -> None:
     text = (DOCS / "how-to" / "index.md").read_text(encoding="utf-8")
     assert {page.stem for page in HOW_TO} == set(re.findall(r"^([a-z-]+)$", text, flags=re.MULTILINE))
+
+
+def test_the_benchmark_page_shows_the_results() -> None:
+    """What ``python -m benchmarks.page`` would write."""
+    import importlib.util
+
+    root = Path(__file__).parents[2]
+    spec = importlib.util.spec_from_file_location("benchmark_page", root / "benchmarks" / "page.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.PAGE.read_text(encoding="utf-8") == module.page()

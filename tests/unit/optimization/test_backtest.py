@@ -33,8 +33,8 @@ def test_replicates_failures_and_strangers() -> None:
     assert pool.outcomes[3] == (3.0 + 100.0) / 2
     assert pool.outcomes[22] is None
     assert pool.num_left_out == 2
-    assert (pool.best, pool.top) == (3, {3, 21})  # ceil(.05 * 22) of those that worked
-    assert FinishedTable.of(rows, SPACE, "y", maximize=False).best == 0
+    assert (pool.best, pool.top, pool.num_top) == ({3}, {3, 21}, 2)  # ceil(.05 * 22) of those that worked
+    assert FinishedTable.of(rows, SPACE, "y", maximize=False).best == {0}
 
 
 def test_budgets() -> None:
@@ -46,7 +46,7 @@ def test_budgets() -> None:
 
 def test_figures_by_hand() -> None:
     pool = table(60)  # the best are 40, 39 and 41
-    assert (pool.best, pool.top) == (40, {39, 40, 41})
+    assert (pool.best, pool.top, pool.num_top) == ({40}, {39, 40, 41}, 3)
     one = Replay("gp", 0, (1, 2, 41, 3, 4, 5, 40, *range(8, 16)))
     two = Replay("gp", 1, (39, *range(14)))
     assert (one.share(pool, 6), one.share(pool, 15), one.to_best(pool)) == (1 / 3, 2 / 3, 7)
@@ -55,10 +55,13 @@ def test_figures_by_hand() -> None:
     rows = summary(pool, [one, two, *by_chance])
     assert rows[0] == {
         "surrogate": "gp", "seeds": 2, "share_10": pytest.approx(1 / 3), "share_25": pytest.approx(1 / 2),
-        "found_best": 1, "to_best": 7,
+        "found_best": 1, "to_best": None,
     }  # fmt: skip
     assert (rows[1]["to_best"], rows[1]["found_best"]) == (None, 0)
-    assert sentence(pool, [one, two, *by_chance]) == (  # .67 and .33 more: mean .5, standard error .17
+    assert "no surrogate is clearly better" in sentence(pool, [one, two, *by_chance])  # 3 standard errors, 1 degree
+    more = [Replay("gp", 2, one.picks), Replay("gp", 3, two.picks)]
+    by_chance += [Replay("random", seed, tuple(range(15))) for seed in (2, 3)]
+    assert sentence(pool, [one, two, *more, *by_chance]) == (  # .67 and .33 more: mean .5, standard error .1
         "On this table gp found 50 % of the best 5 % (3 of 60 settings) after 15 experiments, random search 0 %."
     )
     assert "no surrogate is clearly better" in sentence(pool, [two, Replay("random", 1, tuple(range(15)))])
@@ -80,7 +83,7 @@ def test_failures_are_replayed_as_failures(seed: int) -> None:
         trial(i, float(i), None, "failed") if i < 20 else trial(i, float(i), float(-abs(i - 40))) for i in range(60)
     ]
     pool = FinishedTable.of(rows, SPACE, "y")
-    assert len(pool.top) == 2
+    assert (pool.num_top, pool.top) == (2, {39, 40, 41})  # 39 and 41 are equally good
     assert len(set(replay(pool, "gp", seed).picks)) == 15
 
 

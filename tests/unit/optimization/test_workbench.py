@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+from botorch.acquisition import AcquisitionFunction
 
 from probnn.errors import DomainError, SerializationError, UnsupportedError
 from probnn.optimization import BayesianOptimization, Categorical, Integer, Pool, Real, Space, Trial
+from probnn.optimization.search import _Search, best_setting, every_setting
 
 MIXED = Space(
     learning_rate=Real(1e-4, 1e-1, log=True),
@@ -103,6 +105,45 @@ def test_two_targets_and_a_bound() -> None:
                     other.values["gain"] == t.values["gain"] and other.values["cost"] == t.values["cost"]
                 )  # fmt: skip
     assert bo.best_measured.values["gain"] == max(t.values["gain"] for t in front)
+
+
+@pytest.mark.parametrize("unit", [1.0, 0.01])
+def test_bounds_hold_in_any_unit(unit: float) -> None:
+    """A bound on an outcome of small numbers bounds as much as on one of large numbers."""
+    bo = BayesianOptimization(
+        Space(x=Real(0, 1)), maximize="y", subject_to=f"z <= {unit / 2}", surrogate="gp", num_initial=4, seed=0
+    )
+    bo.run(lambda x: {"y": x + 0.2 * math.sin(9 * x), "z": unit * x}, 10)
+    suggested = [t for t in bo.trials if t.source == "model"]
+    assert sum(t["x"] > 0.52 for t in suggested) <= 1 and len(suggested) == 6  # else nearly all of them
+    assert bo.best_measured["x"] > 0.15
+
+
+def test_a_simplex_is_searched_to_its_best() -> None:
+    """Where single steps leave an equality, pairs of steps do not: the best of all settings is suggested."""
+    space = Space(
+        a=Real(0, 1, step=0.05), b=Real(0, 1, step=0.05), c=Real(0, 1, step=0.05), kind=Categorical(["x", "y", "z"]),
+        constraints=["a + b + c = 1"],
+    )  # fmt: skip
+    every = list(every_setting(space, {}))
+    assert len(every) == 231 * 3
+    centre = torch.tensor([0.42, 0.23, 0.35, 1.0], dtype=torch.double)
+
+    class Peak(AcquisitionFunction):
+        def __init__(self) -> None:
+            torch.nn.Module.__init__(self)
+
+        def forward(self, X: torch.Tensor) -> torch.Tensor:
+            return -(X.squeeze(-2) - centre).square().sum(-1)
+
+    best = max(every, key=lambda s: float(Peak()(space.coordinates(s).reshape(1, 1, -1))))
+    assert best["kind"] == "y"
+    search = _Search(Peak(), space, {}, 0)
+    search.look_at([{"a": 0.0, "b": 1.0, "c": 0.0, "kind": "x"}])
+    for _ in range(40):
+        search.look_at(search._neighbours([search.settings[int(search.scores.argmax())]]))
+    assert search.best(set()) == best
+    assert best_setting(Peak(), space, [], set(), seed=0) == best
 
 
 def test_targets_measured_cell_by_cell(tmp_path: Path) -> None:
