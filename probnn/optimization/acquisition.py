@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -62,8 +62,8 @@ def build(
     pending: Tensor,
     *,
     reference: Tensor | None,
-    scales: dict[str, float],
     seed: int,
+    scales: Mapping[str, float] | None = None,
 ) -> AcquisitionFunction:
     """The acquisition function of features ``b x 1 x D``.
 
@@ -75,8 +75,8 @@ def build(
         best: Scores of the measured feasible trials ``k x targets``.
         pending: Features under evaluation, ``p x D``.
         reference: Reference point of the hypervolume.
-        scales: The spread of every outcome: what BoTorch smooths by is in units of one.
         seed: Seed of its samples.
+        scales: The spread of every outcome: what BoTorch smooths by is in units of one; None: it is one.
     """
     model = models[0] if len(models) == 1 else ModelList(*models)
     waiting = pending if len(pending) else None
