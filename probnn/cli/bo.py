@@ -58,6 +58,8 @@ def run(options: argparse.Namespace) -> int:
     ) as bo:  # fmt: skip
         if bo.rows is not None and bo.rows.sentence and not options.quiet:
             sys.stderr.write(f"{bo.rows.sentence}\n")
+        if bo.history is not None and bo.history.added and not options.quiet:
+            sys.stderr.write(f"{options.history}: columns added at the right: {', '.join(bo.history.added)}\n")
         for trial in bo.trials:
             # Asked and killed before it began: nobody but this command evaluates what it asked for.
             if trial.status == "pending" and trial.started is None and trial.source != "user":

@@ -67,6 +67,7 @@ class History:
             raise SerializationError(f"{self.name}: its folder cannot be made ({error.strerror})") from error
         self._lock = FileLock(self.path + ".lock", self.name)
         self.dropped = ""  #: The unfinished line that was taken off on opening.
+        self.added: tuple[str, ...] = ()  #: Columns of a history that a person's table was given on opening.
         try:
             self._open(decimal)
         except BaseException:
@@ -86,11 +87,12 @@ class History:
             self.dropped = data[keep:].decode("utf-8", "replace")
             with _writing(self.name):
                 os.truncate(self.path, keep)
-        completed = self._completed()
+        completed, before = self._completed(), self._table.header
         if completed is not None:
             self._replace(completed)
             data, keep = completed, len(completed)
             self._table = parse_table(data, self.path, decimal=decimal, name=self.name)
+        self.added = tuple(name for name in self._table.header if name not in before)
         self._head = re.match(rb"[^\r\n]*", data).group()  # type: ignore[union-attr]
         self._trials = {trial.number: trial for trial in trials}
 

@@ -124,3 +124,13 @@ def test_nobody_reads(folder: Path) -> None:
     done = subprocess.run(words, env=environment, cwd=folder, stdout=write, stderr=subprocess.PIPE, text=True)
     os.close(write)
     assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_a_table_of_ones_own_is_said_to_get_columns(folder: Path, capsys: pytest.CaptureFixture) -> None:
+    Path("mine.csv").write_text("x1,x2,value\n0,1,5\n2,3,4\n", encoding="utf-8")
+    words = ["bo", "branin", "--history", "mine.csv", "--surrogate", "random", "--num-evaluations", "3"]
+    assert main(words) == 0
+    assert "mine.csv: columns added at the right: trial, status" in capsys.readouterr().err
+    assert main(words) == 0
+    assert "columns added" not in capsys.readouterr().err
+    assert Path("mine.csv").read_text(encoding="utf-8").splitlines()[1].startswith("0,1,5,")
