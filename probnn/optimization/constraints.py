@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -18,12 +19,13 @@ MAX_RATIO = 1e7  # between the largest and the smallest term of a sum
 EXAMPLES = "'power + depth <= 14', 'a + b + c = 1', 'at most 2 of a, b, c' or 'same in batch: temperature'"
 
 
-class Constraint:
+class Constraint(ABC):
     """One constraint: its text, the parameters it speaks of and the check of a setting."""
 
     text: str
     names: tuple[str, ...]
 
+    @abstractmethod
     def complaint(self, values: Mapping[str, Any], batch: Iterable[Mapping[str, Any]] = ()) -> str | None:
         """Why a setting does not satisfy the constraint; None if it does.
 
@@ -31,7 +33,6 @@ class Constraint:
             values: The setting, of numbers where the constraint needs numbers.
             batch: Other settings that are suggested together with it.
         """
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)
