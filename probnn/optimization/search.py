@@ -263,7 +263,7 @@ class _Search:
                 num_restarts=2,
                 options={"maxiter_alternating": 4, "maxiter_continuous": 20, "batch_limit": 64},
             )
-        except (BotorchError, ValueError, RuntimeError):  # no start that satisfies the constraints: ours do
+        except (BotorchError, ValueError):  # no start that satisfies the constraints: ours do
             return torch.empty(0, len(self.space), dtype=torch.double)
         return points.detach()
 

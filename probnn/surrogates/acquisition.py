@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from typing import Any
 
 import torch
@@ -67,9 +68,9 @@ class _Information(AcquisitionFunction):
         given = self._log_conditional(log_joint, posterior.log_weights, index, eps, own)
         return (given - log_joint.logsumexp(-1)).mean(-1)
 
+    @abstractmethod
     def _log_conditional(self, log_joint: Tensor, log_w: Tensor, index: Tensor, eps: Tensor, own: Tensor) -> Tensor:
         """log p(y | L(s)) of every sample, ``b x N``, up to the constant of the normal density."""
-        raise NotImplementedError
 
     def _draws(self, X: Tensor, observation_noise: bool) -> DrawsPosterior:
         posterior = self.model.posterior(
