@@ -81,7 +81,7 @@ def add_surrogate(parser: argparse.ArgumentParser) -> None:
     """Which model, and its seed."""
     parser.add_argument(
         "--surrogate", default="bnn-hmc", metavar="NAME",
-        help='the model: gp (fast), bnn-hmc, ensemble, laplace, vi, or "random" for none (default: %(default)s)',
+        help='the model: gp (fast), bnn-hmc, ensemble, laplace, vi, moe, or "random" for none (default: %(default)s)',
     )  # fmt: skip
     parser.add_argument("--seed", type=seed, default=0, help="same seed and data, same answer (default: %(default)s)")
 
@@ -106,6 +106,8 @@ def fixed_values(space: Space, words: list[str], decimal: str) -> dict[str, Any]
             found[name] = space.parameters[name].parse(text if plain is None else plain)
         except DomainError as error:
             raise DomainError(f"--fix: {name}: {error}") from None
+        if (complaint := space.parameters[name].complaint(found[name])) is not None:
+            raise DomainError(f"--fix: {name}: {complaint}")
     return found
 
 

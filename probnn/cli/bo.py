@@ -48,6 +48,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Open the history, run, report."""
+    from ..errors import ConvergenceError
     from ..optimization import BayesianOptimization
     from ..optimization.trials import utc_now
 
@@ -56,8 +57,8 @@ def run(options: argparse.Namespace) -> int:
         space, **goals, surrogate=options.surrogate, seed=options.seed, history=options.history,
         decimal=options.decimal,
     ) as bo:  # fmt: skip
-        if bo.rows is not None and bo.rows.sentence and not options.quiet:
-            sys.stderr.write(f"{bo.rows.sentence}\n")
+        for line in [] if bo.rows is None or options.quiet else bo.rows.lines:
+            sys.stderr.write(f"{line}\n")
         if bo.history is not None and bo.history.added and not options.quiet:
             sys.stderr.write(f"{options.history}: columns added at the right: {', '.join(bo.history.added)}\n")
         for trial in bo.trials:
@@ -67,11 +68,16 @@ def run(options: argparse.Namespace) -> int:
                 bo.record(trial)
         done = sum(t.status in ("complete", "failed") for t in bo.trials)
         if options.num_evaluations > done:
-            bo.run(
-                objective, options.num_evaluations - done, batch_size=options.batch_size, n_jobs=options.n_jobs,
-                timeout=options.timeout, stop_at=options.stop_at, patience=options.patience,
-                progress=not options.quiet and sys.stderr.isatty(),
-            )  # fmt: skip
+            try:
+                bo.run(
+                    objective, options.num_evaluations - done, batch_size=options.batch_size, n_jobs=options.n_jobs,
+                    timeout=options.timeout, stop_at=options.stop_at, patience=options.patience,
+                    progress=not options.quiet and sys.stderr.isatty(),
+                )  # fmt: skip
+            except ConvergenceError as error:
+                words, kept = str(error).partition("; the trials are in")[0], options.history
+                more = f"; the trials are in {kept}, and the same command goes on from there" if kept else ""
+                raise ConvergenceError(words + more) from error
         sys.stdout.write(_report(bo))
     return 0
 

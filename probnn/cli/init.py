@@ -21,7 +21,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("table", metavar="TABLE.csv", help="the experiments: one row each, a header on top")
     parser.add_argument(
         "--target", action="append", default=[], metavar="NAME",
-        help="a column with results; may be repeated (default: columns with empty cells, else the last of numbers)",
+        help="a column with results; may be repeated (default: with empty or failed cells, else the last of numbers)",
     )  # fmt: skip
     parser.add_argument("-o", "--output", default="space.toml", help="the file to write (default: %(default)s)")
     parser.add_argument("--force", action="store_true", help="replace the file if it is there")

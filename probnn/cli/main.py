@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import re
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -77,8 +78,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _say(prog: str, message: str) -> int:
     """One line about bad input, in the words of the command line."""
-    for sign in (".", ","):
-        message = message.replace(f"decimal={sign!r}", f"--decimal {sign}")
+    message = re.sub(r"^(BayesianOptimization(\.\w+)?|get_surrogate): ", "", message)
+    message = re.sub(r"decimal='([.,])'", r"--decimal \1", message)
+    message = re.sub(r"\b(maximize|minimize)=", r"--\1", message).replace("subject_to needs", "--subject-to needs")
     sys.stderr.write(f"{prog}: {' '.join(message.split())}\n")
     return BAD_INPUT
 

@@ -72,7 +72,7 @@ def run(options: argparse.Namespace) -> int:
     to_file = options.output is not None
     notes = sys.stdout if options.format == "table" and not to_file else sys.stderr
     if not options.quiet:
-        for line in [rows.sentence] * bool(rows.sentence) + check(bo):
+        for line in rows.lines + check(bo):
             notes.write(f"{line}\n")
         notes.flush()
     asked = bo.ask(options.batch, fixed=fixed)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ from ..surrogates.paths import ProcessPaths
 from .feasibility import FeasibilityModel
 from .goals import Goals
 from .space import Space
+from .units import Units
 
 ACQUISITIONS = ("qLogNEI", "qLogEI", "qLogNEHVI", "thompson")
 NUM_SAMPLES = 128
@@ -63,20 +64,20 @@ def build(
     *,
     reference: Tensor | None,
     seed: int,
-    scales: Mapping[str, float] | None = None,
+    units: Sequence[Units] | None = None,
 ) -> AcquisitionFunction:
     """The acquisition function of features ``b x 1 x D``.
 
     Args:
         name: One of :data:`ACQUISITIONS`.
-        models: One a measured outcome, in the order of ``goals.outcomes`` and in its signs.
+        models: One a measured outcome, in the order of ``goals.outcomes``, in its signs, and in `units`.
         goals: The goals.
         measured: Features with outcomes, ``n x D``.
-        best: Scores of the measured feasible trials ``k x targets``.
+        best: Scores of the measured feasible trials ``k x targets``, in `units` too.
         pending: Features under evaluation, ``p x D``.
-        reference: Reference point of the hypervolume.
+        reference: Reference point of the hypervolume, in `units` too.
         seed: Seed of its samples.
-        scales: The spread of every outcome: what BoTorch smooths by is in units of one; None: it is one.
+        units: Those of the models; None: those of the bounds.
     """
     model = models[0] if len(models) == 1 else ModelList(*models)
     waiting = pending if len(pending) else None
@@ -89,7 +90,7 @@ def build(
         sampler = ListSampler(*(s.samplers[i] for i, s in enumerate(members)))
     common: dict[str, Any] = {"sampler": sampler, "X_pending": waiting}
     if goals.bounds:
-        common["constraints"] = goals.constraint_functions(scales)
+        common["constraints"] = goals.constraint_functions(units)
         common["eta"] = SMOOTHING
     if name == "qLogNEHVI":
         return _hypervolume(model, goals, measured, reference, common)
@@ -197,23 +198,20 @@ class OverSpace(AcquisitionFunction):
     Args:
         inner: A function of features.
         space: The space that makes features of coordinates.
-        feasibility: Adds :math:`4 \log p(x)`, times `unit`: to the logarithm of an improvement 1, so that improvement
-            times :math:`p^4` is maximised; to a draw of the target, which is no logarithm, the target's spread.
+        feasibility: Adds :math:`4 \log p(x)`: to the logarithm of an improvement, so that improvement times
+            :math:`p^4` is maximised; to a draw of the target, which is no logarithm, in units of the target's spread.
             The plain product (:math:`p^1`; Gelbart, Snoek and Adams, 2014, arXiv 1403.5607) is indifferent between
             a sure gain and twice the gain with a half of the experiments lost.
-        unit: See above.
     """
 
-    def __init__(
-        self, inner: AcquisitionFunction, space: Space, feasibility: FeasibilityModel | None = None, unit: float = 1.0
-    ):
+    def __init__(self, inner: AcquisitionFunction, space: Space, feasibility: FeasibilityModel | None = None):
         super().__init__(inner.model)
-        self.inner, self.space, self.feasibility, self.unit = inner, space, feasibility, unit
+        self.inner, self.space, self.feasibility = inner, space, feasibility
 
     def forward(self, X: Tensor) -> Tensor:
         """Values of coordinates ``b x 1 x d``: ``b``."""
         features = self.space.features(X)
         value = self.inner(features)
         if self.feasibility is not None:
-            value = value + CAUTION * self.unit * self.feasibility.log_probability(features).sum(-1)
+            value = value + CAUTION * self.feasibility.log_probability(features).sum(-1)
         return value

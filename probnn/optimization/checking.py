@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +21,7 @@ from ..priors import GaussianProcess
 from ..process import EmpiricalProcess
 from ..surrogates import ProcessModel, Surrogate
 from .models import Data
+from .units import Units, in_units
 
 MIN_ROWS = 5  # fewer say nothing about a model
 FOLDS = 5
@@ -223,23 +226,47 @@ def _refitted(
 ) -> tuple[Tensor, Tensor]:
     """Means and positions of some rows, by fits that have not seen them."""
     mean, position = data.Y.new_empty(len(data.X)), data.Y.new_empty(len(data.X))
-    for out in _folds(rows, len(data.X), seed):
+    units = Units.of(data.Y)
+    folds = list(_folds(rows, len(data.X), seed))
+
+    def fitted(out: Tensor) -> ProcessModel:
         keep = torch.ones(len(data.X), dtype=torch.bool)
         keep[out] = False
         variance = None if data.Yvar is None else data.Yvar[keep]
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # samplers' remarks on short chains: what they predict is judged here
-            model = surrogate.fit(data.X[keep], data.Y[keep], variance, bounds=bounds, seed=seed, init=start)
+        return surrogate.fit(data.X[keep], data.Y[keep], variance, bounds=bounds, seed=seed, init=start)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # samplers' remarks on short chains: what they predict is judged here
+        # Chains draw from generators of their own; other methods touch the global one, which threads would share.
+        models = _side_by_side(fitted, folds) if start is not None else [fitted(out) for out in folds]
+    for out, model in zip(folds, models, strict=True):
         with torch.no_grad():
             noise: bool | Tensor = True
             if data.Yvar is not None:
                 noise = data.Yvar[out].unsqueeze(-2)
                 if hasattr(model, "outcome_transform"):
                     noise = model.outcome_transform(data.Y[out].unsqueeze(-2), noise)[1]
-            posterior = model.posterior(data.X[out].unsqueeze(-2), observation_noise=noise)
-            mean[out] = posterior.mean.flatten()
-            position[out] = cdf(posterior, data.Y[out].unsqueeze(-2)).flatten()
+            posterior = in_units(model, units).posterior(data.X[out].unsqueeze(-2), observation_noise=noise)
+            mean[out] = units.outside(posterior.mean.flatten())
+            position[out] = cdf(posterior, units.inside(data.Y[out]).unsqueeze(-2)).flatten()
     return mean[rows], position[rows]
+
+
+def _side_by_side(work: Callable[[Tensor], ProcessModel], parts: list[Tensor]) -> list[ProcessModel]:
+    """The work on every part, on two cores where there are two and torch keeps to one thread.
+
+    Torch leaves the interpreter to other threads while it computes. Its own threads gain nothing on products
+    this small, two fits at a time do.
+    """
+    if len(parts) < 2 or torch.get_num_threads() > 1 or _cores() < 2:
+        return [work(part) for part in parts]
+    with ThreadPoolExecutor(2, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        return list(pool.map(work, parts))
+
+
+def _cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _folds(rows: Tensor, n: int, seed: int) -> Iterator[Tensor]:

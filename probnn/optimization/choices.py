@@ -46,7 +46,7 @@ class Categorical(Parameter):
         if len(self.choices) < 2:
             raise DomainError(
                 f"Categorical: needs at least two choices, got {list(self.choices)!r}; "
-                "Fixed(value) holds a single one, or leave the parameter out"
+                "a fixed parameter holds a single one, or leave it out"
             )
         if self.ordered and self.known:
             raise DomainError(
@@ -100,17 +100,6 @@ class Categorical(Parameter):
         if not 0 <= index <= last:
             raise DomainError(f"Categorical: index {coordinate!r} is not that of a choice, which go from 0 to {last}")
         return self.choices[index]
-
-    def around(self, coordinate: float) -> list[float]:
-        """The coordinates beside where ordered, else the nearest index."""
-        if not self.ordered:
-            return [self.coordinate(self.nearest(coordinate))]
-        last = len(self.choices) - 1
-        position = min(max(coordinate, 0.0), 1.0) * last
-        near = round(position)
-        if abs(position - near) <= 1e-9:
-            return [near / last]
-        return [math.floor(position) / last, math.ceil(position) / last]
 
     def neighbours(self, value: Any) -> list[Any]:
         """The other choices; where ordered, the one before and the one after."""
@@ -189,10 +178,6 @@ class Fixed(Parameter):
         """The value."""
         return self.value
 
-    def around(self, coordinate: float) -> list[float]:
-        """A constant has no coordinate."""
-        raise UnsupportedError("Fixed: a constant has no coordinate")
-
     def neighbours(self, value: Any) -> list[Any]:
         """None: there is nothing else to set."""
         return []
@@ -206,7 +191,7 @@ class Fixed(Parameter):
             else:
                 raise DomainError(f"expected {self.value!r}, got {text!r}")
         elif is_number(self.value):
-            found = read_number("the constant", text)
+            found = read_number(repr(self.value), text)
         else:
             found = text
         if same(found, self.value):

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
 from .. import random as rnd
 from ..errors import ConvergenceError, DomainError
@@ -15,6 +14,7 @@ from .acquisition import OverSpace, build
 from .feasible import design
 from .search import Key, best_of_pool, best_setting, key_of, quiet
 from .trials import Trial
+from .units import Units
 
 if TYPE_CHECKING:
     from .loop import BayesianOptimization
@@ -152,7 +152,8 @@ def _pool_is_empty() -> ExhaustedError:
 
 
 def _from_model(bo: BayesianOptimization, fixed: dict[str, Any]) -> dict[str, Any]:
-    space, goals, models = bo.model_space, bo.goals, bo.models()
+    space, goals = bo.model_space, bo.goals
+    models, units = map(list, zip(*(bo.unit_model(name) for name in goals.outcomes), strict=True))
     done = bo.complete or [t for t in bo.trials if bo.target in t.values]
     success = bo.success()
     measured = {t.number for t in done}
@@ -160,7 +161,8 @@ def _from_model(bo: BayesianOptimization, fixed: dict[str, Any]) -> dict[str, An
     waiting = [t for t in bo.trials if t.status in ("pending", "complete") and t.number not in measured]
     if success is None:  # nothing is gained near a failed setting that it would not give
         waiting += [t for t in bo.trials if t.status == "failed"]
-    able = [goals.scores(t) for t in bo.trials if goals.is_feasible(t)]
+    able = [_inside(units, goals.scores(t)) for t in bo.trials if goals.is_feasible(t)]
+    reference = _reference(bo)
     with rnd.forked(rnd.generator_from(_seed(bo))), quiet():
         inner = build(
             bo.acquisition,
@@ -169,12 +171,11 @@ def _from_model(bo: BayesianOptimization, fixed: dict[str, Any]) -> dict[str, An
             bo.points(done),
             torch.tensor(able, dtype=torch.double).reshape(-1, len(goals.targets)),
             bo.points(waiting),
-            reference=_reference(bo),
-            scales={name: spread(bo.data(name).Y) for name in goals.outcomes},
+            reference=None if reference is None else torch.tensor(_inside(units, reference), dtype=torch.double),
+            units=units,
             seed=_seed(bo),
         )
-    unit = spread(bo.data().Y) if bo.acquisition == "thompson" else 1.0
-    acquisition = OverSpace(inner, space, success, unit)
+    acquisition = OverSpace(inner, space, success)
     if bo.pool is not None:
         candidates = _candidates(bo, fixed)
         points = torch.stack([space.coordinates(c) for c in candidates])
@@ -191,23 +192,22 @@ def _from_model(bo: BayesianOptimization, fixed: dict[str, Any]) -> dict[str, An
     return values
 
 
-def spread(Y: Tensor) -> float:
-    """The standard deviation of outcomes; 1 where they do not differ."""
-    value = float(Y.std()) if len(Y) > 1 else 0.0
-    return value if value > 0 else 1.0
+def _inside(units: Sequence[Units], scores: Sequence[float]) -> list[float]:
+    """Scores of the targets, which come first among the outcomes, in the units of the models."""
+    return [unit.inside(score) for unit, score in zip(units[: len(scores)], scores, strict=True)]
 
 
-def _reference(bo: BayesianOptimization) -> Tensor | None:
+def _reference(bo: BayesianOptimization) -> list[float] | None:
     """The reference point of the hypervolume, in scores."""
     goals = bo.goals
     if len(goals.targets) == 1:
         return None
     if bo.reference is not None:
-        return torch.tensor([goals.sign(n) * bo.reference[n] for n in goals.targets], dtype=torch.double)
+        return [goals.sign(n) * bo.reference[n] for n in goals.targets]
     able = [t for t in bo.trials if goals.is_feasible(t)] or bo.complete
     if not able:  # no row has all outcomes: the worst of each
-        return torch.stack([bo.data(name).Y.min() for name in goals.targets])
-    return goals.reference_point(torch.tensor([goals.scores(t) for t in able], dtype=torch.double))
+        return [float(bo.data(name).Y.min()) for name in goals.targets]
+    return goals.reference_point(torch.tensor([goals.scores(t) for t in able], dtype=torch.double)).tolist()
 
 
 def best_predicted(bo: BayesianOptimization) -> Trial:

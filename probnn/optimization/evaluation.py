@@ -41,7 +41,7 @@ def evaluate(
 
     Args:
         objective: Called with the parameters by name. Returns the target; ``(value, sem)``; or, for several
-            outcomes, a mapping from names to either.
+            outcomes, a mapping from names to either. Arrays and tensors of one element are numbers.
         trials: The trials.
         outcomes: Names of what is measured.
         n_jobs: How many are evaluated at once, in processes of joblib's loky where more than one; then the
@@ -145,21 +145,30 @@ def read(result: Any, outcomes: Sequence[str]) -> Outcome:
         value, sem = value if isinstance(value, tuple) and len(value) == 2 else (value, None)
         number, error = as_number(value), None if sem is None else as_number(sem)
         if number is None or (sem is not None and (error is None or error < 0)):
-            return Outcome(
-                error=f"the objective returned {found[name]!r}" + (f" for {name}" if len(outcomes) > 1 else "")
-            )
+            of = f" for {name}" if len(outcomes) > 1 else ""
+            why = ", a truth value, which is no measurement" if isinstance(_item(value), bool) else ""
+            return Outcome(error=f"the objective returned {found[name]!r}{of}{why}")
         outcome.values[name] = number
         if error is not None:
             outcome.sems[name] = error
     return outcome
 
 
+def _item(value: Any) -> Any:
+    """What is in an array, tensor or scalar of numpy; of several elements, or of anything else, the value itself."""
+    try:
+        return value.item()
+    except (AttributeError, TypeError, ValueError, RuntimeError):  # RuntimeError: a tensor of several elements
+        return value
+
+
 def as_number(value: Any) -> float | None:
-    """A finite float, or None."""
-    if isinstance(value, str):
+    """A finite float, or None; the one element of an array or tensor counts as a number, a truth value does not."""
+    value = _item(value)
+    if isinstance(value, (str, bytes, bool)):
         return None
     try:
         number = float(value)
-    except (TypeError, ValueError, RuntimeError):  # RuntimeError: a tensor of several elements
+    except (TypeError, ValueError, OverflowError):
         return None
     return number if math.isfinite(number) else None

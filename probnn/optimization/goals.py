@@ -14,6 +14,7 @@ from torch import Tensor
 from ..errors import DomainError
 from .evaluation import as_number
 from .trials import Trial
+from .units import Units
 
 _BOUND = re.compile(r"\s*(?P<name>.+?)\s*(?P<sign><=|>=)\s*(?P<bound>[-+]?[0-9.]+(?:[eE][-+]?[0-9]+)?)\s*")
 
@@ -123,7 +124,7 @@ class Goals:
         for name, number in given.items():
             if name not in self.outcomes:
                 raise DomainError(f"{where}: there is no outcome {name!r}; there are {', '.join(self.outcomes)}")
-            value = None if isinstance(number, bool) else as_number(number)
+            value = as_number(number)
             if value is None:
                 raise DomainError(
                     f"{where}: {what} of {name!r} must be a finite number, got {number!r}; "
@@ -136,18 +137,19 @@ class Goals:
         """The targets of a trial, more being better."""
         return tuple(self.sign(name) * trial.values[name] for name in self.targets)
 
-    def constraint_functions(self, scales: Mapping[str, float] | None = None) -> list[Callable[[Tensor], Tensor]]:
+    def constraint_functions(self, units: Sequence[Units] | None = None) -> list[Callable[[Tensor], Tensor]]:
         """The bounds as BoTorch takes them: functions of samples ``... x outcomes`` in our signs, at most 0 if held.
 
         Args:
-            scales: Units of the outcomes to measure excesses in. BoTorch smooths a bound over a thousandth of one
-                unit, with fat tails: without their own, outcomes in small units would hardly be bounded.
+            units: Those of the samples, one an outcome; excesses come in them too. BoTorch smooths a bound over a
+                thousandth of one unit, with fat tails. None: a person's units.
 
         Returns:
             One function a bound.
         """
-        unit = scales or {}
-        return [_Held(self.outcomes.index(b.name), self.sign(b.name), b, unit.get(b.name, 1.0)) for b in self.bounds]
+        given = [Units(0.0, 1.0)] * len(self.outcomes) if units is None else units
+        index = [self.outcomes.index(b.name) for b in self.bounds]
+        return [_Held(i, self.sign(b.name), b, given[i]) for i, b in zip(index, self.bounds, strict=True)]
 
     def pareto(self, trials: Sequence[Trial]) -> list[Trial]:
         """The feasible trials that no other feasible one beats in all targets, best in the first target first."""
@@ -167,7 +169,9 @@ class Goals:
         from botorch.utils.multi_objective.hypervolume import infer_reference_point
         from botorch.utils.multi_objective.pareto import is_non_dominated
 
-        return infer_reference_point(scores[is_non_dominated(scores)])
+        size = scores.abs().amax(0)
+        size = torch.where(size > 0, size, 1.0)  # BoTorch takes a front narrower than 1e-7 for a point, in any units
+        return size * infer_reference_point(scores[is_non_dominated(scores)] / size)
 
     def hypervolume(self, trials: Sequence[Trial], reference: Mapping[str, float] | None = None) -> float:
         """The volume that the feasible trials dominate above a reference point; for one target, the lead over it.
@@ -201,12 +205,14 @@ class Goals:
 
 
 class _Held:
-    def __init__(self, index: int, sign: float, bound: OutcomeBound, unit: float):
-        self.index, self.sign, self.bound, self.unit = index, sign, bound, unit
+    def __init__(self, index: int, sign: float, bound: OutcomeBound, units: Units):
+        # A model's v = sign * y; y <= bound where v <= sign * bound, or, of what is minimised, v >= sign * bound.
+        self.index, self.limit = index, units.inside(sign * bound.bound)
+        self.upper = bound.upper == (sign > 0)
 
     def __call__(self, samples: Tensor) -> Tensor:
-        excess = (self.sign * samples[..., self.index] - self.bound.bound) / self.unit
-        return excess if self.bound.upper else -excess
+        excess = samples[..., self.index] - self.limit
+        return excess if self.upper else -excess
 
 
 def _names(where: str, kind: str, given: str | Sequence[str] | None) -> tuple[str, ...]:

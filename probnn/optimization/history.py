@@ -129,11 +129,6 @@ class History:
         return [copy_trial(self._trials[number]) for number in sorted(self._trials)]
 
     @property
-    def interrupted(self) -> list[Trial]:
-        """Trials that were started and neither finished nor told: what a killed process was evaluating."""
-        return [t for t in self.trials if t.status == "pending" and t.started is not None and t.finished is None]
-
-    @property
     def next_number(self) -> int:
         """The first number that is larger than all."""
         return max(self._trials, default=-1) + 1

@@ -76,7 +76,7 @@ def infer_space(table: Table, targets: Sequence[str] = ()) -> Inferred:
     Args:
         table: The table, with at least one row.
         targets: Columns with results. None: columns with an unfinished cell (empty, ``failed``, ``n.a.``) beside
-            numbers; where there are none, the last column of numbers.
+            numbers; where there are none, those where all failed; else the last column of numbers.
 
     Raises:
         DomainError: A target is no column, there is no row, no column that can be a target or none that varies, or
@@ -106,9 +106,13 @@ def infer_space(table: Table, targets: Sequence[str] = ()) -> Inferred:
     if not names:
         names = tuple(c for c in columns if _is_unfinished(table, c))
     if not names:
+        names = tuple(c for c in columns if _has_all_failed(table, c))
+    if not names:
         able = [c for c in columns if all(_number(table, c, cell) is not None for cell in _cells(table, c))]
         able = [c for c in able if len(set(_cells(table, c))) > 1 and not _counts(table, c)]
         if not able:
+            for c in columns:
+                _check_decimal(table, c)
             raise DomainError(f"{table.name}: no column of numbers could be a result; name one by --target")
         names, guessed = (able[-1],), True
     parameters: dict[str, Any] = {}
@@ -132,7 +136,8 @@ def _cells(table: Table, column: str) -> list[str]:
 
 
 def _number(table: Table, column: str, cell: str) -> str | None:
-    return plain_number(cell, table.decimal)
+    plain = plain_number(cell, table.decimal)
+    return None if plain is None or math.isinf(float(plain)) else plain
 
 
 def _is_unfinished(table: Table, column: str) -> bool:
@@ -141,6 +146,18 @@ def _is_unfinished(table: Table, column: str) -> bool:
     numbers = [cell for cell in cells if _number(table, column, cell) is not None]
     rest = [cell.lower() for cell in cells if _number(table, column, cell) is None]
     return bool(numbers and rest) and all(c == "" or c in WORDS or c in NOT_MEASURABLE for c in rest)
+
+
+def _has_all_failed(table: Table, column: str) -> bool:
+    """Whether a column holds nothing but words for experiments that did not work or will not be done."""
+    return all(WORDS.get(cell.lower()) in ("failed", "abandoned") for cell in _cells(table, column))
+
+
+def _check_decimal(table: Table, column: str) -> None:
+    """Refuse numbers with the other decimal sign in a column of words."""
+    for row, cell in zip(table.numbers, _cells(table, column), strict=True):
+        if hint := table.hint(cell):
+            raise DomainError(f"{table.at(row, column)}: expected a number, got {cell!r}{hint}")
 
 
 def _counts(table: Table, column: str) -> bool:
@@ -166,12 +183,14 @@ def _parameter(table: Table, column: str) -> tuple[Parameter | None, str]:
         return None, f"row {table.numbers[cells.index('')]} has no value; fill the cells in to make it a setting"
     if _counts(table, column):
         return None, "counts the rows"
-    if not wrong:
+    if wrong:
+        _check_decimal(table, column)
+        return _of_words(cells)
+    try:
         return _of_numbers(numbers)
-    for row, cell in zip(table.numbers, cells, strict=True):
-        if hint := table.hint(cell):
-            raise DomainError(f"{table.at(row, column)}: expected a number, got {cell!r}{hint}")
-    return _of_words(cells)
+    except DomainError as error:
+        words = str(error).partition(": ")[2]
+        raise DomainError(f"{table.name}, column {column!r}: {words}; leave the column out, or scale it") from None
 
 
 def _of_words(cells: list[str]) -> tuple[Parameter | None, str]:

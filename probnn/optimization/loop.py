@@ -26,6 +26,7 @@ from .rows import RowCheck, check_rows
 from .running import run
 from .space import Space
 from .trials import Trial, best_so_far, copy_trial, utc_now
+from .units import Units, in_units
 
 Names = str | Sequence[str] | None
 
@@ -224,6 +225,11 @@ class BayesianOptimization:
             )
         return self._cache.model(name, data, self.model_space.bounds)
 
+    def unit_model(self, name: str) -> tuple[ProcessModel, Units]:
+        """That of an outcome in units of its own spread, and the units; for variances and improvements."""
+        units = Units.of(self.data(name).Y)
+        return in_units(self.model(name), units), units
+
     def success(self) -> FeasibilityModel | None:
         """The model of where experiments succeed, or None where there is too little to learn from."""
         if self.feasibility == "ignore" or not FeasibilityModel.applies(self.trials):
@@ -359,7 +365,8 @@ class BayesianOptimization:
             num_evaluations: How many evaluations, those taken up again included.
             batch_size: How many settings are asked at once.
             n_jobs: How many are evaluated at once, each in a process of its own where more than one.
-            timeout: Seconds for one evaluation; it is killed then, and has failed.
+            timeout: Seconds for one evaluation; it is killed then, and has failed. With it go all the processes,
+                since none can be told from the others: what else was under way begins again in new ones.
             stop_at: Stop when the first target is this good.
             patience: Stop when this many evaluations in a row did not improve on the best value (of several
                 targets: on the Pareto front).

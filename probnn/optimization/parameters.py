@@ -31,8 +31,13 @@ def same(a: Any, b: Any) -> bool:
     return isinstance(a, bool) == isinstance(b, bool) and bool(a == b)
 
 
-def read_number(where: str, text: str) -> int | float:
-    """A finite number of a text, whole numbers as int."""
+def read_number(expected: str, text: str) -> int | float:
+    """A finite number of a text, whole numbers as int.
+
+    Args:
+        expected: What there should be, for the error: "expected a number from 0 to 1, got 'much'".
+        text: The text.
+    """
     try:
         return int(text)
     except ValueError:
@@ -42,7 +47,7 @@ def read_number(where: str, text: str) -> int | float:
     except ValueError:
         number = math.nan
     if not math.isfinite(number):
-        raise DomainError(f"{where}: expected a number, got {text!r}")
+        raise DomainError(f"expected {expected}, got {text!r}")
     return number
 
 
@@ -96,10 +101,6 @@ class Parameter(ABC):
         """The nearest value that can be set."""
 
     @abstractmethod
-    def around(self, coordinate: float) -> list[float]:
-        """Coordinates of the settable values below and above a coordinate; itself where all can be set."""
-
-    @abstractmethod
     def neighbours(self, value: Any) -> list[Any]:
         """The settable values one step away from a value, itself excluded; none where continuous."""
 
@@ -130,22 +131,22 @@ def _check_range(kind: str, low: Any, high: Any, log: Any, step: Any) -> None:
     if not is_number(low) or not is_number(high):
         raise DomainError(f"{kind}: low and high must be finite numbers, got {low!r} and {high!r}")
     if not low < high:
-        hint = "Fixed(value) holds one value" if low == high else "exchange them"
+        hint = "a fixed parameter holds one value" if low == high else "exchange them"
         raise DomainError(f"{kind}: low must be below high, got {low!r} and {high!r}; {hint}")
     if not math.isfinite(float(high) - float(low)):
         raise DomainError(f"{kind}: the range from {low!r} to {high!r} is too wide for double precision")
     if not isinstance(log, bool):
         raise DomainError(f"{kind}: log must be True or False, got {log!r}")
     if log and low <= 0:
-        raise DomainError(f"{kind}: log=True needs low above 0 (zero has no logarithm), got low = {low!r}")
+        raise DomainError(f"{kind}: a log scale needs low above 0 (zero has no logarithm), got low = {low!r}")
     if step is None:
         return
     if not is_number(step) or step <= 0:
-        raise DomainError(f"{kind}: step must be a positive number or None, got {step!r}")
+        raise DomainError(f"{kind}: step must be a positive number (or be left out), got {step!r}")
     if exact(low) + exact(step) > exact(high):
         raise DomainError(
             f"{kind}: step {step!r} is larger than the range from {low!r} to {high!r}, so only low can be set; "
-            "make it smaller, or use Fixed(value)"
+            "make it smaller, or make the parameter fixed"
         )
 
 
@@ -224,12 +225,6 @@ class Number(Parameter):
         distances = [abs(self.coordinate(v) - coordinate) for v in levels]
         return levels[-1] if distances[-1] <= distances[0] * (1 + 1e-12) else levels[0]
 
-    def around(self, coordinate: float) -> list[float]:
-        """Coordinates of the settable values below and above a coordinate; itself where all can be set."""
-        if self.grid is None:
-            return [min(max(coordinate, 0.0), 1.0)]
-        return [self.coordinate(self.level(k)) for k in self._beside(self.raw(coordinate))]
-
     def neighbours(self, value: Any) -> list[Any]:
         """The settable values next below and next above a value; none where continuous."""
         if self.grid is None:
@@ -243,7 +238,7 @@ class Number(Parameter):
 
     def parse(self, text: str, *, unknown: bool = False) -> Any:
         """The number a text stands for, whether or not it can be set."""
-        return read_number(self.describe(), text.strip())
+        return read_number(f"a number {self.describe()}", text.strip())
 
     def complaint(self, value: Any) -> str | None:
         """Why a value cannot be set; None if it can."""
@@ -329,11 +324,13 @@ class Integer(Number):
             if number is None and name == "step":
                 continue
             if not isinstance(number, numbers.Integral) or isinstance(number, bool):
-                raise DomainError(f"Integer: {name} must be a whole number, got {number!r}; Real takes any number")
+                raise DomainError(
+                    f"Integer: {name} must be a whole number, got {number!r}; a real parameter takes any number"
+                )
             object.__setattr__(self, name, int(number))
             if abs(int(number)) > MAX_WHOLE:
                 raise DomainError(
-                    f"Integer: {name} must be at most 2**53 in size, got {number}; use Real with log=True"
+                    f"Integer: {name} must be at most 2**53 in size, got {number}; take a real parameter on a log scale"
                 )
         _check_range("Integer", self.low, self.high, self.log, self.step)
 

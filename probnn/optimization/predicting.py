@@ -47,19 +47,21 @@ def predict(bo: BayesianOptimization, settings: Sequence[Mapping[str, Any]]) -> 
             for row in rows:
                 row |= dict.fromkeys((f"{name}_mean", f"{name}_std", f"{name}_q05", f"{name}_q95"))
             continue
-        sign, model = bo.goals.sign(name), bo.model(name)
+        sign, (model, units) = bo.goals.sign(name), bo.unit_model(name)
         with torch.no_grad():
             posterior = model.posterior(X.unsqueeze(-2), observation_noise=_noise(bo, name))
-            mean, std = sign * posterior.mean.flatten(), posterior.variance.flatten().sqrt()
-            ends = [sign * posterior.quantile(torch.tensor(p, dtype=X.dtype)).flatten() for p in (0.05, 0.95)]
+            mean = sign * units.outside(posterior.mean.flatten())
+            std = units.scale * posterior.variance.flatten().sqrt()
+            ends = [posterior.quantile(torch.tensor(p, dtype=X.dtype)).flatten() for p in (0.05, 0.95)]
+            ends = [sign * units.outside(end) for end in ends]
             low, high = ends if sign > 0 else ends[::-1]
             for i, row in enumerate(rows):
                 row[f"{name}_mean"], row[f"{name}_std"] = float(mean[i]), float(std[i])
                 row[f"{name}_q05"], row[f"{name}_q95"] = float(low[i]), float(high[i])
             if bounds:
                 # In the model's signs the strictest bounds from above and below are one interval.
-                upper = [sign * b.bound for b in bounds if b.upper == (sign > 0)]
-                lower = [sign * b.bound for b in bounds if b.upper != (sign > 0)]
+                upper = [units.inside(sign * b.bound) for b in bounds if b.upper == (sign > 0)]
+                lower = [units.inside(sign * b.bound) for b in bounds if b.upper != (sign > 0)]
                 held = cdf(posterior, min(upper)).flatten() if upper else torch.ones_like(mean)
                 held = (held - cdf(posterior, max(lower)).flatten()).clamp_min(0.0) if lower else held
                 able = [float(p) * (1.0 if a is None else a) for a, p in zip(able, held, strict=True)]

@@ -194,6 +194,7 @@ class RowCheck:
         off_grid: Rows by parameter with a number between the steps.
         not_a_choice: Rows by parameter with a category that is no choice, or not the constant.
         violated: Rows by constraint.
+        others: Columns with something in them that are neither in the space nor measured.
     """
 
     num_rows: int
@@ -202,6 +203,7 @@ class RowCheck:
     off_grid: dict[str, int]
     not_a_choice: dict[str, int]
     violated: dict[str, int]
+    others: tuple[str, ...] = ()
 
     @property
     def sentence(self) -> str:
@@ -209,7 +211,11 @@ class RowCheck:
         if not self.outside:
             return ""
         parts = []
-        kinds = (("out of range", self.out_of_range), ("off the grid", self.off_grid), ("no choice", self.not_a_choice))
+        kinds = (
+            ("out of range", self.out_of_range),
+            ("off the grid", self.off_grid),
+            ("not among the choices", self.not_a_choice),
+        )
         for words, counts in kinds:
             parts += [f"{count} {words}: {name}" for name, count in counts.items()]
         parts += [f"{count} {'violates' if count == 1 else 'violate'} '{c}'" for c, count in self.violated.items()]
@@ -218,6 +224,21 @@ class RowCheck:
             f"{self.outside} of {self.num_rows} {lie} outside today's space ({'; '.join(parts)}); "
             "the model learns from them as they are"
         )
+
+    @property
+    def columns(self) -> str:
+        """One line about columns that models do not see; empty where there are none."""
+        if not self.others:
+            return ""
+        what = "columns", "they are", "them"
+        if len(self.others) == 1:
+            what = "column", "it is", "it"
+        return f"{what[0]} not in the space: {', '.join(self.others)} (kept as {what[1]}; no model sees {what[2]})"
+
+    @property
+    def lines(self) -> list[str]:
+        """What there is to say: :attr:`sentence` and :attr:`columns`, where not empty."""
+        return [line for line in (self.sentence, self.columns) if line]
 
 
 def check_rows(trials: Sequence[Trial], space: Space, *, strict: bool = False, name: str = "table") -> RowCheck:
@@ -254,7 +275,9 @@ def check_rows(trials: Sequence[Trial], space: Space, *, strict: bool = False, n
         outside += bool(found)
         for kind, key, _ in found:
             counts[kind][key] = counts[kind].get(key, 0) + 1
-    return RowCheck(len(trials), outside, *counts)
+    others = dict.fromkeys(n for t in trials for n, text in t.extra.items() if text.strip())
+    ranges, grid, choices, violated = counts
+    return RowCheck(len(trials), outside, ranges, grid, choices, violated, tuple(others))
 
 
 def _complaints(trial: Trial, space: Space, at: str) -> list[tuple[str, int, str]]:

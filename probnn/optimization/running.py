@@ -34,7 +34,7 @@ def run(
             f"BayesianOptimization.run: objective must be a function of the parameters, got {objective!r}"
         )
     left, failures, idle = num_evaluations, 0, 0
-    again = [t for t in bo.trials if t.status == "pending" and t.started is not None and t.finished is None]
+    again = [t for t in bo.trials if t.under_way]  # by a process that was killed
 
     def begin(trial: Trial) -> None:
         started = copy_trial(trial)

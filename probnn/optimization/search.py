@@ -28,6 +28,8 @@ NUM_NEW, MAX_TURNS = 32, 8  # a design of settings under constraints takes time,
 MAX_STEPS = 60  # of L-BFGS or SLSQP
 MAX_ENUMERATED = 2000  # settings of a space that are all evaluated
 MAX_MOVES = 6  # rounds of moving one coordinate that is a grid or a category
+MAX_SWEEPS = 8  # rounds of moving each of them in turn
+MAX_LEVELS = 32  # values of a grid that are all tried in its turn
 BATCH = 256  # points evaluated at once: memory does not grow with the number of combinations
 
 Key = tuple[Any, ...]
@@ -88,6 +90,8 @@ def best_setting(
     climb by L-BFGS (SLSQP under constraints) and grids and categories move one at a time, through BoTorch's
     `optimize_acqf_mixed_alternating` where it knows the constraints. What is found is rounded to settings
     that satisfy everything, these and their neighbours are evaluated as they are, and the best one counts.
+    Where all parameters are grids and categories there is nothing to alternate with: each in turn takes its best
+    value, from several starts.
 
     Args:
         acquisition: A function of coordinates ``b x 1 x d``.
@@ -129,23 +133,34 @@ class _Search:
         self.settings: list[dict[str, Any]] = []
         self.points = torch.empty(0, len(space), dtype=torch.double)
         self.scores = torch.empty(0, dtype=torch.double)
-        self._seen: set[Key] = set()
+        self._seen: dict[Key, int] = {}  # where in `settings`
+        self._at: dict[tuple[str, bool, Any], float] = {}  # coordinates of values; True is not 1
         self._order = list(space.free)
         self._held = {self._order.index(n): v for n, v in fixed.items() if n in space.free}
 
     def look_at(self, settings: Iterable[Mapping[str, Any] | None]) -> None:
         """Evaluate settings that were not seen yet; all of them can be set."""
-        new = []
+        new: list[dict[str, Any]] = []
         for values in settings:
             if values is not None and key_of(self.space, values) not in self._seen:
-                self._seen.add(key_of(self.space, values))
+                self._seen[key_of(self.space, values)] = len(self.settings) + len(new)
                 new.append({**self.space.fixed, **values})
         if not new:
             return
-        points = torch.stack([self.space.coordinates(values) for values in new])
+        points = torch.tensor([self._coordinates(values) for values in new], dtype=torch.double)
         self.settings += new
         self.points = torch.cat([self.points, points])
         self.scores = torch.cat([self.scores, evaluate(self.acquisition, points)])
+
+    def _coordinates(self, values: Mapping[str, Any]) -> list[float]:
+        """`Space.coordinates` of a setting that can be set, remembering those of every value."""
+        found = []
+        for name, parameter in self.space.free.items():
+            key = name, isinstance(values[name], bool), values[name]
+            if key not in self._at:
+                self._at[key] = parameter.coordinate(values[name])
+            found.append(self._at[key])
+        return found
 
     def around(self, good: Sequence[Mapping[str, Any]]) -> list[dict[str, Any] | None]:
         """Settings near good ones: a few coordinates changed, numbers by little, categories at random."""
@@ -166,6 +181,9 @@ class _Search:
         """Improve on the best settings seen."""
         if any(isinstance(c, AtMost) for c in self.space.constraints) or self.space.curved_constraints():
             relaxed = self._alternate()
+        elif len(self.space.discrete) + len(self.space.categorical) == len(self.space):
+            self._sweep()
+            relaxed = self._alternate()
         elif self.space.discrete or self.space.categorical:
             relaxed = torch.cat([self._mixed(), self._alternate()])
         else:
@@ -175,10 +193,33 @@ class _Search:
         self.look_at(self._neighbours(values for values in near if values is not None))
 
     def starts(self) -> Tensor:
-        """The best point overall, and the best of the spread-out ones: one maximum must not take all restarts."""
+        """Points to climb from."""
+        return self.points[self._tops()]
+
+    def _tops(self) -> Tensor:
+        """The best setting overall, and the best of the spread-out ones: one maximum must not take all restarts."""
         order = self.scores.argsort(descending=True)
         spread = order[order < NUM_RAW][:NUM_STARTS]
-        return self.points[torch.cat([order[:1], spread]).unique()][:NUM_STARTS]
+        return torch.cat([order[:1], spread]).unique()[:NUM_STARTS]
+
+    def _sweep(self) -> None:
+        """Coordinate ascent: every grid or category in turn moves to its best value, from all starts side by side.
+
+        A round over d categories makes up to d moves, for as many evaluations as steepest ascent needs for one.
+        """
+        at = self._tops().tolist()
+        for _ in range(MAX_SWEEPS):
+            before = at
+            for name in self.space.free:
+                moves = [self._moved(self.settings[i], name, all_levels=True) for i in at]
+                self.look_at(values for found in moves for values in found)
+                scores, reached = self.scores.tolist(), []
+                for i, found in zip(at, moves, strict=True):
+                    tried = [i, *(self._seen[key_of(self.space, values)] for values in found)]
+                    reached.append(max(tried, key=scores.__getitem__))
+                at = list(dict.fromkeys(reached))  # starts that meet go on as one
+            if at == before:
+                return
 
     def _continuous(self, starts: Tensor, free: Tensor | None = None) -> Tensor:
         """Climb in coordinates on a scale; others, and fixed ones, stay where each start has them."""
@@ -269,17 +310,21 @@ class _Search:
 
     def _neighbours(self, settings: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Settings that differ in one grid or category and can be set."""
+        return [moved for values in settings for name in self.space.free for moved in self._moved(values, name)]
+
+    def _moved(self, values: Mapping[str, Any], name: str, *, all_levels: bool = False) -> list[dict[str, Any]]:
+        """Settings with another value of a grid or category that can be set: one beside it, or any of a short grid."""
+        parameter = self.space.free[name]
+        if name in self.fixed or parameter.num_values is None:
+            return []
+        short = all_levels and parameter.num_values <= MAX_LEVELS
         found = []
-        for values in settings:
-            for name, parameter in self.space.free.items():
-                if name in self.fixed or parameter.num_values is None:
-                    continue
-                for other in parameter.neighbours(values[name]):
-                    moved = {**values, name: other}
-                    if not self.space.violations(moved):
-                        found.append(moved)
-                    else:
-                        found += self._exchanges(moved, name)
+        for other in parameter.levels() if short else parameter.neighbours(values[name]):
+            moved = {**values, name: other}
+            if not self.space.constraints or not self.space.violations(moved):  # values are settable one by one
+                found.append(moved)
+            else:
+                found += self._exchanges(moved, name)
         return found
 
     def _exchanges(self, moved: dict[str, Any], name: str) -> list[dict[str, Any]]:

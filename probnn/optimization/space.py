@@ -211,20 +211,6 @@ class Space:
         at = dict(zip(self.free, coordinates.tolist(), strict=True))
         return {name: p.nearest(at[name]) if name in at else self.fixed[name] for name, p in self.parameters.items()}
 
-    def neighbours(self, coordinates: Tensor, limit: int = 64) -> Tensor:
-        """Settable points around a point, ``k x d`` with k <= `limit`; constraints are not looked at.
-
-        All combinations of the values beside each coordinate; where those are more than `limit`, the nearest
-        value is taken for the last parameters.
-        """
-        rows: list[list[float]] = [[]]
-        for parameter, coordinate in zip(self.free.values(), coordinates.tolist(), strict=True):
-            near = parameter.around(coordinate)
-            if len(rows) * len(near) > limit:
-                near = [parameter.coordinate(parameter.nearest(coordinate))]
-            rows = [[*row, c] for row in rows for c in near]
-        return torch.tensor(rows, dtype=torch.double)
-
     def violations(self, values: Mapping[str, Any], batch: Iterable[Mapping[str, Any]] = ()) -> list[str]:
         """Everything that keeps a setting from being set, in plain sentences; empty where it is fine.
 

@@ -82,7 +82,12 @@ def _parameter(where: str, key: str, table: Any) -> Parameter:
     try:
         return TYPES[kind](**{option: value for option, value in table.items() if option != "type"})
     except DomainError as error:
-        raise DomainError(f"{where}: {str(error).partition(': ')[2]}") from None
+        raise DomainError(f"{where}: {_in_toml(str(error).partition(': ')[2])}") from None
+
+
+def _in_toml(message: str) -> str:
+    """A message with truth values as TOML writes them, but for those that a person put in quotes."""
+    return re.sub(r"""(?<!['"\w])(True|False)(?!['"\w])""", lambda found: found[0].lower(), message)
 
 
 def _close(word: Any, known: Iterable[str]) -> str:

@@ -66,6 +66,11 @@ class Trial:
         return self.sems.get(next(iter(self.values), ""))
 
     @property
+    def under_way(self) -> bool:
+        """Whether it was started and neither finished nor told: it is being evaluated, or was when a process ended."""
+        return self.status == "pending" and self.started is not None and self.finished is None
+
+    @property
     def seconds(self) -> float | None:
         """How long the evaluation took by the clock, or None where that was not written down."""
         try:

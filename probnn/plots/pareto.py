@@ -91,11 +91,13 @@ def _expected(bo: Any, names: Sequence[str]) -> dict[str, tuple[Tensor, Tensor]]
     waiting = [t for t in bo.trials if t.status == "pending"]
     if not waiting or bo.surrogate == "random":
         return {}
-    X, models, out = bo.points(waiting), bo.models(), {}
+    X, out = bo.points(waiting), {}
     for name in names:
+        model, units = bo.unit_model(name)
         with torch.no_grad():
-            posterior = models[bo.goals.outcomes.index(name)].posterior(X)
-        out[name] = (bo.goals.sign(name) * posterior.mean[:, 0].detach(), posterior.variance[:, 0].detach().sqrt())
+            posterior = model.posterior(X)
+            mean, std = units.outside(posterior.mean[:, 0]), units.scale * posterior.variance[:, 0].sqrt()
+        out[name] = bo.goals.sign(name) * mean, std
     return out
 
 

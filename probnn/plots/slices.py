@@ -83,7 +83,7 @@ def plot_slices(
     space = bo.model_space
     values = _setting(where, bo, at)
     centre = space.coordinates(values)
-    model, sign = bo.models()[bo.goals.outcomes.index(name)], bo.goals.sign(name)
+    (model, units), sign = bo.unit_model(name), bo.goals.sign(name)
     success = bo.success()
     axes = panels(where, ax, len(space), columns=COLUMNS)
     handles: dict[str, Any] = {}
@@ -93,7 +93,7 @@ def plot_slices(
         X = _along(space, centre, j, [parameter.coordinate(v) for v in grid])
         x = [place(parameter, v) for v in grid]
         with torch.no_grad():
-            mean, intervals = summary(model.posterior(X), widths, sign)
+            mean, intervals = summary(model.posterior(X), widths, sign, units)
             p_ok = None if success is None else success.probability(X)
         draw = _bars if is_category(parameter) else _bands
         _keep(handles, draw(one, x, mean, intervals, widths))

@@ -100,12 +100,23 @@ def vector(where: str, name: str, values: Any, size: int | None = None) -> Tenso
     return validation.tensor(where, name, x)
 
 
-def summary(posterior: Any, probs: Sequence[float], sign: float) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-    """Mean and central intervals of the first outcome of a posterior, times `sign` (1 or -1), on the CPU."""
+def summary(
+    posterior: Any, probs: Sequence[float], sign: float, units: Any = None
+) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+    """Mean and central intervals of the first outcome of a posterior, times `sign` (1 or -1), on the CPU.
+
+    Args:
+        posterior: The posterior.
+        probs: Probabilities of the intervals.
+        sign: What they are multiplied by.
+        units: :class:`probnn.optimization.units.Units` of the posterior, undone; None: none.
+    """
     mean = posterior.mean[..., 0].detach()
     tails = [(1 - p) / 2 for p in probs]
     levels = torch.tensor([q for t in tails for q in (t, 1 - t)], dtype=mean.dtype, device=mean.device)
     quantiles, mean = posterior.quantile(levels)[..., 0].detach().cpu(), mean.cpu()
+    if units is not None:
+        quantiles, mean = units.outside(quantiles), units.outside(mean)
     pairs = [(quantiles[2 * i], quantiles[2 * i + 1]) for i in range(len(probs))]
     return sign * mean, [(low, high) if sign > 0 else (-high, -low) for low, high in pairs]
 

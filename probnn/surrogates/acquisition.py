@@ -63,8 +63,7 @@ class _Information(AcquisitionFunction):
         # Column by column: all at once would hold N x S x D numbers for the same sums.
         log_joint = posterior.log_weights.expand(self.num_samples, -1)
         for j in range(f.shape[-1]):
-            z = (y[..., j].unsqueeze(-1) - f[..., j].unsqueeze(-2)) / scale[..., j].unsqueeze(-2)
-            log_joint = log_joint - 0.5 * z.square() - scale[..., j].log().unsqueeze(-2)
+            log_joint = log_joint + _log_density(*(t[..., j] for t in (y, own, f, scale)))
         given = self._log_conditional(log_joint, posterior.log_weights, index, eps, own)
         return (given - log_joint.logsumexp(-1)).mean(-1)
 
@@ -103,6 +102,29 @@ class _Information(AcquisitionFunction):
         return self._noise[D]
 
 
+def _log_density(y: Tensor, own: Tensor, f: Tensor, scale: Tensor) -> Tensor:
+    """log p(y | f_s), ``b x N x S``, up to the constant of the normal density.
+
+    The measure is Lebesgue's and, beside it, the counting measure on point masses: what was drawn from a point mass
+    has the probability one there under draws with the same point mass, and zero under all others, and what was drawn
+    from a normal has the density zero under every point mass.
+
+    Args:
+        y: Outcomes ``b x N``.
+        own: Standard deviations they were drawn with.
+        f: Means of the draws, ``b x S``.
+        scale: Standard deviations of the draws.
+    """
+    y, own, f, scale = y.unsqueeze(-1), own.unsqueeze(-1), f.unsqueeze(-2), scale.unsqueeze(-2)
+    if bool((scale > 0).all()):
+        return -0.5 * ((y - f) / scale).square() - scale.log()
+    normal = torch.where(scale > 0, scale, 1.0)
+    density = -0.5 * ((y - f) / normal).square() - normal.log()
+    both = (own == 0) & (scale == 0)
+    density = density.masked_fill((own == 0) ^ (scale == 0), -math.inf)
+    return density.masked_fill(both & (y != f), -math.inf).masked_fill(both & (y == f), 0.0)
+
+
 class ExpectedInformationGain(_Information):
     r"""Expected information gain about the function (BALD), for draws.
 
@@ -112,7 +134,9 @@ class ExpectedInformationGain(_Information):
 
     .. math:: I(y; s) = H\Big[\sum_s w_s N(f_s(X), \sigma_s^2)\Big] - \sum_s w_s H\big[N(f_s(X), \sigma_s^2)\big].
 
-    At most the entropy of the weights: with S draws the value says nothing beyond :math:`\log S`.
+    At most the entropy of the weights: with S draws the value says nothing beyond :math:`\log S`. Outcomes without
+    noise (a class of probability one) tell all draws apart that differ there, and are worth the entropy of the
+    groups of equal draws, the limit of little noise: a flat function, as far as no two draws agree.
 
     Args:
         model: A model of draws, such as a `ProcessModel` of a parametric process; any number of outcomes.
@@ -133,7 +157,7 @@ class ExpectedInformationGain(_Information):
     """
 
     def _log_conditional(self, log_joint: Tensor, log_w: Tensor, index: Tensor, eps: Tensor, own: Tensor) -> Tensor:
-        return -0.5 * eps.square().sum(-1) - own.log().sum(-1)
+        return torch.where(own > 0, -0.5 * eps.square() - torch.where(own > 0, own, 1.0).log(), 0.0).sum(-1)
 
 
 class MaxValueEntropy(_Information):

@@ -63,7 +63,7 @@ def test_a_decimal_comma_names_the_option(lab: Path, capsys: pytest.CaptureFixtu
     ("text", "words"),
     [
         ('type = "real"\nlow = 3\nhigh = 1\n', "[x]: low must be below high"),
-        ('type = "real"\nlow = 0\nhigh = 1\nlog = true\n', "[x]: log=True needs low above 0"),
+        ('type = "real"\nlow = 0\nhigh = 1\nlog = true\n', "[x]: a log scale needs low above 0"),
         ('type = "categorical"\nchoices = ["a"]\n', "[x]: needs at least two choices"),
         ('type = "real"\nlow = 0\nhigh = 1\nstep = 2\n', "[x]: step 2 is larger than the range"),
         ('type = "reel"\nlow = 0\nhigh = 1\n', "[x]: type: expected one of"),
@@ -82,13 +82,13 @@ def test_spaces(lab: Path, text: str, words: str, capsys: pytest.CaptureFixture)
     [
         (["suggest", "nowhere.csv", *GOAL], "probnn: nowhere.csv: there is no such file"),
         (["suggest", TABLE, "--space", "no.toml", "--maximize", "yield"], "probnn: no.toml: cannot be read"),
-        (["suggest", TABLE, "--space", "space.toml"], "name a target"),
+        (["suggest", TABLE, "--space", "space.toml"], "probnn: name a target, by --maximize or --minimize"),
         (["suggest", TABLE, *GOAL, "--batch", "0"], "probnn suggest: argument --batch: expected a whole number"),
-        (["suggest", TABLE, *GOAL, "--surrogate", "gpp"], "no surrogate 'gpp'"),
+        (["suggest", TABLE, *GOAL, "--surrogate", "gpp"], "probnn: no surrogate 'gpp'"),
         (["suggest", TABLE, *GOAL, "--fix", "temprature=80"], "--fix: expected NAME=VALUE"),
         (["suggest", TABLE, *GOAL, "--fix", "temperature=hot"], "--fix: temperature: "),
-        (["suggest", TABLE, *GOAL, "--fix", "temperature=81", "--surrogate", "random"], "temperature"),
-        (["suggest", TABLE, *GOAL, "--subject-to", "impurity < 1"], "subject_to needs bounds"),
+        (["suggest", TABLE, *GOAL, "--fix", "temperature=81", "--surrogate", "random"], "probnn: --fix: temperature: "),
+        (["suggest", TABLE, *GOAL, "--subject-to", "impurity < 1"], "probnn: --subject-to needs bounds"),
         (["suggest", TABLE, *GOAL, "--pool", "nothing.csv"], "probnn: nothing.csv: there is no such file"),
         (["suggest", TABLE, *GOAL, "--colour", "red"], "unrecognized arguments"),
         (["backtest", TABLE, "--space", "space.toml"], "required"),
@@ -122,6 +122,7 @@ def test_an_objective_that_only_fails(lab: Path, body: str, capsys: pytest.Captu
     out, err = capsys.readouterr()
     assert (status, out) == (2, "")
     assert err.startswith("probnn: ") and "5 evaluations failed in a row" in err and err.count("\n") == 1
+    assert err.endswith("; the trials are in h.csv, and the same command goes on from there\n")
     assert (lab / "h.csv").read_text().count(",failed,") == 5
 
 

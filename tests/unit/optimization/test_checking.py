@@ -15,6 +15,7 @@ import probnn
 from probnn.errors import DomainError
 from probnn.inference.heldout import held_out_moments
 from probnn.likelihoods import Gaussian
+from probnn.optimization import checking
 from probnn.optimization.checking import Check, cdf, check_model, draws_leave_one_out, gaussian_leave_one_out
 from probnn.optimization.models import Data
 from probnn.predictive import DrawsPosterior
@@ -137,6 +138,23 @@ def test_networks_by_weights_and_fits(seed: int) -> None:
     assert float(off.mean()) < 0.3 * float(Y.std())
     assert check.predicts
     assert "Pareto-smoothed weights" in check.method
+
+
+@pytest.mark.filterwarnings("ignore::probnn.errors.ConvergenceWarning", "ignore::probnn.errors.DivergenceWarning")
+def test_fits_on_two_threads_are_those_on_one(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    threads, before = torch.get_num_threads(), torch.get_rng_state()
+    X, Y = data(12, seed)
+    model = SMALL.fit(X, Y, bounds=UNIT, seed=seed)
+    found = []
+    try:
+        torch.set_num_threads(1)
+        for cores in (1, 2):
+            monkeypatch.setattr(checking, "_cores", lambda cores=cores: cores)
+            found.append(checking._refitted(SMALL, Data(X, Y, None), UNIT, seed, torch.arange(12), model))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(one, two) for one, two in zip(*found, strict=True))
+    assert torch.equal(before, torch.get_rng_state())
 
 
 def test_other_methods_are_refitted() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import time
 import tracemalloc
 from typing import Any
@@ -17,6 +18,7 @@ from probnn.errors import DomainError, ShapeError
 from probnn.optimization import Categorical, Fixed, Integer, Real, Space
 from probnn.optimization.feasible import check_satisfiable, design, nearest
 from probnn.optimization.sampling import hit_and_run
+from probnn.optimization.search import every_setting
 
 from .spaces import spaces
 
@@ -233,3 +235,46 @@ def test_large_spaces_cost_no_more(seed: int) -> None:
     assert space.num_settings is not None and space.num_settings > 20**10
     assert set(space.discrete) == set() and len(space.categorical) == 10
     assert peak < 30e6 and time.perf_counter() - started < 20
+
+
+@pytest.mark.parametrize(("low", "high", "step"), [(0.1, 0.25, None), (0.15, 0.18, 0.001), (0.16, 0.17, None)])
+def test_designs_of_narrow_mixtures_spread(low: float, high: float, step: float | None, seed: int) -> None:
+    """Six ingredients that sum to one and may vary little: a design covers what is left, and on average its middle."""
+    space = Space(**{n: Real(low, high, step=step) for n in "abcdef"}, constraints=["a + b + c + d + e + f = 1"])
+    least, most = max(low, 1 - 5 * high), min(high, 1 - 5 * low)  # what the sum leaves of each range
+    rows = torch.tensor([list(s.values()) for s in design(space, 49, seed)], dtype=torch.double)
+    shares = (rows - least) / (most - least)
+    assert len(torch.unique(rows, dim=0)) == 49 and (rows.sum(-1) - 1).abs().max() < 1e-9
+    assert bool((shares.amax(0) - shares.amin(0) > 0.75).all())
+    assert bool((shares[:7].amax(0) - shares[:7].amin(0) > 0.25).all())
+    # By symmetry each ingredient has the mean 1/6 in the uniform distribution over the polytope.
+    error = shares.std(0) / math.sqrt(49)
+    assert bool(((shares.mean(0) - (1 / 6 - least) / (most - least)).abs() < 5 * error).all())
+
+
+@pytest.mark.parametrize(
+    ("tops", "step", "most", "extra", "coordinates"),
+    [
+        ([0.5, 1, 1], 0.05, 2, "2 c + 3 a <= 1.5", [0.2500858002951093, 0.9, 0.13012604024812835]),
+        (
+            [0.8, 0.6, 1, 1, 0.6, 0.8, 0.8, 1], 0.025, 4, "2 c + 3 a <= 1",
+            [0.7224364059299216, 0.8, 0.8197909593038577, 0.5, 0.8725290752235617, 0.07360687616538142, 0.2,
+             0.6383518602802147],
+        ),
+    ],
+)  # fmt: skip
+def test_costs_without_a_common_unit(
+    tops: list[float], step: float, most: int, extra: str, coordinates: list[float]
+) -> None:
+    """Programs that HiGHS gives up ("Solve error") where costs are multiples of each other, as grids make them."""
+    names = "abcdefgh"[: len(tops)]
+    space = Space(
+        **{n: Real(0, top, step=step) for n, top in zip(names, tops, strict=True)},
+        constraints=[f"{' + '.join(names)} = 1", f"at most {most} of {', '.join(names)}", extra],
+    )
+    at = point(*coordinates)
+    found = nearest(space, at)
+    assert found is not None and space.violations(found) == []
+    if len(tops) == 3:
+        best = min(float((space.coordinates(s) - at).abs().sum()) for s in every_setting(space, {}))
+        assert float((space.coordinates(found) - at).abs().sum()) == pytest.approx(best, abs=1e-9)

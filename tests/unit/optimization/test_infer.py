@@ -98,6 +98,11 @@ def test_what_is_no_setting(tmp_path: Path) -> None:
     }
 
 
+def test_a_column_of_failures_is_a_result(tmp_path: Path) -> None:
+    found = infer_space(columns(tmp_path, x=[1, 2, 4], y=["failed", "Failed", "abandoned"], n=[3, 1, 7]), [])
+    assert found.targets == ("y",) and not found.guessed and list(found.space.parameters) == ["x", "n"]
+
+
 @pytest.mark.parametrize(
     ("cells", "targets", "message"),
     [
@@ -110,6 +115,13 @@ def test_what_is_no_setting(tmp_path: Path) -> None:
         ({"x": [1, 2], "y": [1, 2]}, ["z"], "row 1: there is no column 'z'"),
         ({"x": [1, 1], "y": [1, 2]}, ["y"], "no column but the results varies"),
         ({"x": ["a", "b"], "y": ["c", "d"]}, [], "no column of numbers could be a result"),
+        ({"x": ["1,5", "2,5"], "y": ["3,5", "4,5"]}, [], "row 2, column 'x': .* '1,5'.* decimal=','"),
+        (
+            {"x": [1, "1e999"], "y": [1, 2]},
+            ["y"],
+            "row 3, column 'x': expected a number, as in other rows, got '1e999'",
+        ),
+        ({"x": ["1e308", "-1e308"], "y": [1, 2]}, ["y"], "t.csv, column 'x': the range .* too wide .*; leave"),
         ({"x": [], "y": []}, [], "a header and no row"),
         ({"x": [1, 2], "y": [1, 2]}, ["y", "y"], "named twice"),
     ],

@@ -6,6 +6,7 @@ import csv
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -62,6 +63,56 @@ def test_a_failing_objective_is_recorded_and_the_loop_goes_on() -> None:
     failed = [t for t in bo.trials if t.status == "failed"]
     assert failed and all(t.value is None for t in failed)
     assert any("the oven is off" in t.note or "nan" in t.note for t in failed)
+
+
+@pytest.mark.parametrize(
+    "number",
+    [
+        3,
+        np.float32(3),
+        np.int64(3),
+        np.array(3.0),
+        np.array([3.0]),
+        np.array([[3]]),
+        torch.tensor([3.0]),
+        torch.tensor(3),
+    ],
+)
+def test_one_number_is_a_number(number: object) -> None:
+    bo = BayesianOptimization(Space(x=Real(0, 1)), maximize="y", surrogate="random")
+    bo.run(lambda x: number, 1).run(lambda x: {"y": (number, number)}, 1)
+    assert [(t.value, t.sem) for t in bo.trials] == [(3.0, None), (3.0, 3.0)]
+    assert all(type(t.value) is float for t in bo.trials)
+    bo.tell(bo.ask()[0], number)  # type: ignore[arg-type]
+    assert bo.trials[-1].value == 3.0
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        True,
+        np.bool_(False),
+        np.array([True]),
+        torch.tensor(True),
+        "3",
+        b"3",
+        [3.0],
+        np.ones(2),
+        torch.ones(2),
+        1j,
+        10**400,
+    ],
+)
+def test_what_is_no_measurement_has_failed(value: object) -> None:
+    bo = BayesianOptimization(Space(x=Real(0, 1)), maximize="y", surrogate="random").run(lambda x: value, 1)
+    [trial] = bo.trials
+    assert trial.status == "failed" and trial.note.startswith("the objective returned ")
+    truth = value is True or "bool" in str(getattr(value, "dtype", ""))
+    assert trial.note.endswith(", a truth value, which is no measurement") == truth
+    [trial] = bo.ask()
+    with pytest.raises(DomainError, match="must be a finite number, got"):
+        bo.tell(trial, value)  # type: ignore[arg-type]
+    assert trial.status == "pending"
 
 
 def test_five_failures_in_a_row_stop_the_loop() -> None:

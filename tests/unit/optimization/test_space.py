@@ -87,15 +87,6 @@ def test_equality() -> None:
     assert eval(repr(spaced)) == spaced and Space(x=Real(0, 1)) != 3
 
 
-def test_settable_points_around() -> None:
-    space = Space(a=Integer(0, 10), b=Real(0.0, 1.0), c=Integer(0, 10), kind=Categorical(["x", "y"]))
-    near = space.neighbours(point(0.55, 0.3, 0.71, 1))
-    found = {(s["a"], round(s["b"], 6), s["c"], s["kind"]) for s in map(space.values, near)}
-    assert found == {(5, 0.3, 7, "y"), (5, 0.3, 8, "y"), (6, 0.3, 7, "y"), (6, 0.3, 8, "y")}
-    many = Space(**{f"p{i}": Integer(0, 10) for i in range(20)})
-    assert len(many.neighbours(torch.full((20,), 0.55, dtype=torch.double))) <= 64
-
-
 def test_old_rows_with_other_categories() -> None:
     rows: list[dict[str, Any]] = [{"kind": "w", "depth": 3}, {"kind": "x"}, {"kind": "w"}, {"flag": True}]
     space = MIXED.extended(rows)

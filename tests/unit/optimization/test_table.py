@@ -141,6 +141,19 @@ def test_columns_of_a_history_and_unknown_ones(tmp_path: Path) -> None:
     assert [(t.number, t.value, t.note) for t in trials][:2] == [(4, 2.0, "done again"), (0, None, "")]
 
 
+def test_columns_that_no_model_sees(tmp_path: Path) -> None:
+    """A history of a larger space opens, and says what is left of it; empty columns are not worth a word."""
+    text = "x,speed,y,operator,nothing\n0.1,7,1,Ada,\n0.2,,2,,\n"
+    one, two = Space(x=Real(0, 1), speed=Real(0, 10)), Space(x=Real(0, 1))
+    read = read_table(put(tmp_path, text.replace("0.2,,", "0.2,8,")))
+    assert check_rows(parse_trials(read, one, ["y"]), one).columns == (
+        "column not in the space: operator (kept as it is; no model sees it)"
+    )
+    check = check_rows(parse_trials(read_table(put(tmp_path, text)), two, ["y"]), two)
+    assert check.others == ("speed", "operator") and check.sentence == ""
+    assert check.lines == ["columns not in the space: speed, operator (kept as they are; no model sees them)"]
+
+
 def test_old_rows_are_read_as_they_are(tmp_path: Path) -> None:
     space = Space(
         power=Real(0, 10), step=Real(8, 9.8, step=0.1), n=Integer(1, 4), kind=Categorical(["x", "z"]),
@@ -155,9 +168,9 @@ def test_old_rows_are_read_as_they_are(tmp_path: Path) -> None:
     assert check.not_a_choice == {"kind": 1} and check.violated == {"power + n <= 12": 2}
     assert check.sentence == (
         "3 of 4 rows lie outside today's space (1 out of range: power; 1 out of range: n; 1 off the grid: step; "
-        "1 no choice: kind; 2 violate 'power + n <= 12'); the model learns from them as they are"
+        "1 not among the choices: kind; 2 violate 'power + n <= 12'); the model learns from them as they are"
     )
-    assert check_rows(trials[3:], space).sentence == ""
+    assert check_rows(trials[3:], space).sentence == "" and check.columns == "" and check.lines == [check.sentence]
     with pytest.raises(DomainError, match=r"runs\.csv, row 2, column 'power'.*12"):
         check_rows(trials, space, strict=True, name="runs.csv")
     with pytest.raises(DomainError, match=r"runs\.csv, row 4, 'power \+ n <= 12' does not hold"):

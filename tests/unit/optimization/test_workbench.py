@@ -14,6 +14,7 @@ from botorch.acquisition import AcquisitionFunction
 
 from probnn.errors import DomainError, SerializationError, UnsupportedError
 from probnn.optimization import BayesianOptimization, Categorical, Integer, Pool, Real, Space, Trial
+from probnn.optimization.predicting import predict
 from probnn.optimization.search import _Search, best_setting, every_setting
 
 MIXED = Space(
@@ -107,16 +108,44 @@ def test_two_targets_and_a_bound() -> None:
     assert bo.best_measured.values["gain"] == max(t.values["gain"] for t in front)
 
 
-@pytest.mark.parametrize("unit", [1.0, 0.01])
-def test_bounds_hold_in_any_unit(unit: float) -> None:
-    """A bound on an outcome of small numbers bounds as much as on one of large numbers."""
+@functools.cache
+def _bounded_run(y: float, z: float) -> BayesianOptimization:
     bo = BayesianOptimization(
-        Space(x=Real(0, 1)), maximize="y", subject_to=f"z <= {unit / 2}", surrogate="gp", num_initial=4, seed=0
+        Space(x=Real(0, 1)), maximize="y", subject_to=f"z <= {z / 2}", surrogate="gp", num_initial=4, seed=0
     )
-    bo.run(lambda x: {"y": x + 0.2 * math.sin(9 * x), "z": unit * x}, 10)
-    suggested = [t for t in bo.trials if t.source == "model"]
+    return bo.run(lambda x: {"y": y * (x + 0.2 * math.sin(9 * x)), "z": z * x}, 10)
+
+
+@pytest.mark.parametrize(("y", "z"), [(1e-2, 1e-2), (1e-3, 1e-3), (1e-6, 1e-6), (1e6, 1e6), (1e-9, 1e6)])
+def test_bounds_hold_in_any_unit(y: float, z: float) -> None:
+    """The same suggestions whatever the units, and within the bound."""
+    usual, other = _bounded_run(1.0, 1.0), _bounded_run(y, z)
+    suggested = [t for t in other.trials if t.source == "model"]
     assert sum(t["x"] > 0.52 for t in suggested) <= 1 and len(suggested) == 6  # else nearly all of them
-    assert bo.best_measured["x"] > 0.15
+    for a, b in zip(usual.trials, other.trials, strict=True):
+        assert a.source == b.source and a["x"] == pytest.approx(b["x"], abs=1e-4)
+    # What is reported is in the units of the data again.
+    [one], [two] = (predict(bo, [{"x": 0.3}]) for bo in (usual, other))
+    assert one.keys() == two.keys() and one["p_ok"] == pytest.approx(two["p_ok"], abs=1e-3)
+    for key in one.keys() - {"p_ok"}:
+        assert two[key] == pytest.approx((y if key.startswith("y") else z) * one[key], rel=1e-2), key
+    assert usual.best_predicted.number == other.best_predicted.number
+
+
+@pytest.mark.parametrize("acquisition", ["thompson", "qLogEI", "qLogNEHVI"])
+def test_suggestions_do_not_depend_on_units(acquisition: str) -> None:
+    def y(x: float) -> float:
+        return x + 0.2 * math.sin(9 * x)
+
+    found, several = [], acquisition == "qLogNEHVI"
+    for unit in (1.0, 1e-7):
+        bo = BayesianOptimization(
+            Space(x=Real(0, 1)), maximize="y", minimize="z" if several else None, surrogate="gp",
+            acquisition=acquisition, num_initial=4, seed=0, reference={"y": 0.0, "z": unit * 1.1} if several else None,
+        )  # fmt: skip
+        bo.run(lambda x, u=unit: {"y": u * y(x), "z": u * x**2} if several else u * y(x), 8)
+        found.append([t["x"] for t in bo.trials])
+    assert found[0] == pytest.approx(found[1], abs=1e-4)
 
 
 def test_a_simplex_is_searched_to_its_best() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -12,17 +13,19 @@ from botorch.acquisition.max_value_entropy_search import qMaxValueEntropy
 from botorch.acquisition.objective import ScalarizedPosteriorTransform
 from botorch.acquisition.predictive_entropy_search import qPredictiveEntropySearch
 from botorch.models import SingleTaskGP
+from botorch.models.model import Model
 from botorch.optim import optimize_acqf
 from torch import Tensor
 
 import probnn
 from probnn import likelihoods, priors
 from probnn.errors import DomainError, ShapeError, UnsupportedError
+from probnn.predictive import DrawsPosterior
 from probnn.surrogates import ExpectedInformationGain, MaxValueEntropy
 from tests.unit.surrogates.toy import BOX, DOUBLE, draws, model, points
 
 
-def _integral(made: probnn.ProcessModel, x: Tensor, labels: Tensor) -> float:
+def _integral(made: Model, x: Tensor, labels: Tensor) -> float:
     """I(y; label) at one point by the trapezoid rule, from the definition."""
     posterior = made.posterior(x, observation_noise=True)
     f, sd, w = posterior.values.flatten(), posterior.noise_std.flatten(), posterior.weights
@@ -100,6 +103,58 @@ def test_much_noise_says_nothing() -> None:
     made = model(32, likelihood=likelihoods.Gaussian(noise=1e4))
     assert ExpectedInformationGain(made)(points(1, 1)).abs() < 1e-4
     assert MaxValueEntropy(made, points(50), num_bins=4)(points(1, 1)).abs() < 1e-3
+
+
+class Masses(Model):
+    """Draws with given values and noise ``S x 1`` at every point, the latter perhaps zero."""
+
+    num_outputs = 1
+    batch_shape = torch.Size()
+
+    def __init__(self, values: Tensor, noise: Tensor, log_weights: Tensor):
+        super().__init__()
+        self.values, self.noise, self.log_weights = values, noise.expand(values.shape), log_weights
+
+    def posterior(self, X: Tensor, *args: Any, observation_noise: bool = False, **options: Any) -> DrawsPosterior:
+        f = self.values.unsqueeze(-2) + 0 * X.sum(-1, keepdim=True).unsqueeze(-3)  # differentiable
+        return DrawsPosterior(
+            f, self.log_weights, self.noise.unsqueeze(-2).expand(f.shape) if observation_noise else None
+        )
+
+
+def test_outcomes_without_noise_tell_draws_apart() -> None:
+    """Worth the entropy of the groups of equal draws, as little noise is; beside draws with noise as well."""
+    w = torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=DOUBLE)
+    column = torch.tensor([[1.0], [1.0], [2.0], [5.0]], dtype=DOUBLE)
+    x = torch.full((1, 2), 0.5, dtype=DOUBLE)
+
+    def gain(noise: Tensor) -> ExpectedInformationGain:
+        return ExpectedInformationGain(Masses(column, noise, w.log()), num_samples=8192)
+
+    groups = torch.tensor([0.3, 0.3, 0.4], dtype=DOUBLE)
+    entropy, error = -(groups * groups.log()).sum().item(), 5 * math.log(10) / math.sqrt(8192)
+    exact, little = gain(torch.zeros(1, dtype=DOUBLE)), gain(torch.full((1,), 1e-6, dtype=DOUBLE))
+    assert abs(exact(x).item() - entropy) < error
+    assert abs(exact(x).item() - little(x).item()) < 1e-9
+    # One draw of four has noise: what it brings forth has no probability under the point masses, though the
+    # density of its normal is positive at all of them.
+    some = torch.tensor([[0.0], [0.0], [1.0], [0.0]], dtype=DOUBLE)
+    assert abs(gain(some)(x).item() - entropy) < error
+    # Two with noise: those two are told apart as two normals are, the others exactly.
+    two = torch.tensor([[0.0], [0.0], [1.0], [1.0]], dtype=DOUBLE)
+    among = _integral(Masses(column[2:], two[2:], w[2:].log()), x, torch.arange(2))
+    apart = -(0.3 * math.log(0.3) + 0.7 * math.log(0.7))
+    assert abs(gain(two)(x).item() - (apart + 0.7 * among)) < error
+    # The best value of every draw, which is its only one, in bins: known exactly too.
+    made = Masses(column, torch.zeros(1, dtype=DOUBLE), w.log())
+    best = MaxValueEntropy(made, points(3), num_bins=2, num_samples=8192)
+    share = float(w[best.bins == 0].sum())
+    assert 0 < share < 1
+    assert best.bins[0] == best.bins[1]  # equal draws in two bins could not be told apart
+    assert abs(best(x).item() + share * math.log(share) + (1 - share) * math.log(1 - share)) < error
+    point = x.clone().requires_grad_(True)
+    (slope,) = torch.autograd.grad(gain(some)(point).sum(), point)
+    assert slope.isfinite().all()
 
 
 def test_scalarised_outcomes() -> None:
