@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -42,37 +42,43 @@ class CollapsedTarget(Target):
     :meth:`complete` draws the last layer from its posterior given the rest, so that draws follow the
     joint posterior exactly.
 
-    Coordinates are those of theta without the last layer's weights and biases, then psi.
+    With fewer rows than inputs (one-hot categories, say) the function at the rows depends on the first layer's
+    weights along the r directions that the rows span alone. Their prior is normal with one scale, the
+    same along any axes, so across those directions the posterior is the prior, independent of everything
+    else: the weights along an orthonormal `basis` of the span are sampled, and :meth:`complete` draws the others.
+
+    Coordinates are those of theta without the last layer's weights and biases, the first layer's weights
+    along the basis where there is one, then psi.
     """
 
     # What every evaluation needs, worked out once.
     hidden: MLP | None = field(init=False)  # to the last hidden units, before their activation
-    kept: Layout = field(init=False)
-    index: Tensor = field(init=False)  # of the kept coordinates in theta
+    basis: Tensor | None = field(init=False)  # d x r, of what the rows span; None: all inputs as they are
+    inputs: Tensor = field(init=False)  # X along the basis
+    layout: Layout = field(init=False)  # of the network: the first layer's weights along the basis, an empty last layer
+    kept: Layout = field(init=False)  # of the coordinates: that of theta over `layout`
+    index: Tensor = field(init=False)  # in theta, of what is left without the last layer
     last: slice = field(init=False)
-    _constant: Tensor = field(init=False)  # takes the last layer's density at zero out again
 
     def __post_init__(self) -> None:
         network, weights = self._check()
-        hidden = None
+        basis = _span(self.X) if network.hidden else None
+        inputs = self.X if basis is None else self.X @ basis
+        blocks, hidden = list(network.layout.blocks), None
+        last = slice(network.layout.size - blocks[-2].size - blocks[-1].size, network.layout.size)
+        # Blocks of no coordinates keep the count of the blocks, and so their scales, as it is.
+        blocks[-2:] = [replace(block, shape=(0, *block.shape[1:])) for block in blocks[-2:]]
         if network.hidden:
             *below, width = network.hidden
+            blocks[0] = replace(blocks[0], shape=(network.hidden[0], inputs.shape[-1]))
             hidden = MLP(
-                input_dim=network.input_dim, hidden=tuple(below), output_dim=width, activation=network.activation
+                input_dim=inputs.shape[-1], hidden=tuple(below), output_dim=width, activation=network.activation
             )
-        blocks = network.layout.blocks
-        last = slice(network.layout.size - blocks[-2].size - blocks[-1].size, network.layout.size)
-        of_theta = self.prior.layout
-        kept = Layout(tuple(b for b in of_theta.blocks if b.name not in (blocks[-2].name, blocks[-1].name)))
-        index = torch.cat([torch.arange(last.start), torch.arange(last.stop, of_theta.size)]).to(self.X.device)
-        for name, value in (("hidden", hidden), ("kept", kept), ("index", index), ("last", last)):
+        layout = Layout(tuple(blocks))
+        index = torch.cat([torch.arange(last.start), torch.arange(last.stop, self.prior.layout.size)])
+        made = {"hidden": hidden, "basis": basis, "inputs": inputs, "layout": layout, "kept": weights.layout(layout)}
+        for name, value in {**made, "index": index.to(self.X.device), "last": last}.items():
             object.__setattr__(self, name, value)
-        zero = self._full(self.X.new_zeros(kept.size))
-        drawn = zero.new_tensor((last.stop - last.start) * 0.5 * _LOG_2PI)
-        if not self._hierarchical:
-            sizes = torch.tensor([b.size for b in blocks[-2:]], device=self.X.device)
-            drawn = drawn + (sizes * self._scales(zero).log()).sum()
-        object.__setattr__(self, "_constant", drawn)
 
     def _check(self) -> tuple[MLP, NormalWeights | HierarchicalWeights]:
         where = "HMC(collapse_last_layer=True)"
@@ -106,7 +112,26 @@ class CollapsedTarget(Target):
         return torch.cat([self.kept.pool(theta), psi], -1)
 
     def restrict(self, theta: Tensor) -> Tensor:
-        return theta[..., self.index]
+        rest = theta[..., self.index]
+        if self.basis is None:
+            return rest
+        return self._with_first(rest, self._first(rest, len(self.basis)) @ self.basis)
+
+    def spread_variances(self, variances: Tensor) -> Tensor:
+        r"""Of every input, :math:`\sum_k V_{jk}^2 m_k` of the basis V, and the prior's across it."""
+        if self.basis is None:
+            return variances
+        squares = self.basis.square()
+        across = self._first_variance(variances) * (1 - squares.sum(-1))
+        first = self._first(variances, squares.shape[-1]) @ squares.mT + across
+        return self._with_first(variances, first, squares.shape[-1])
+
+    def gather_variances(self, variances: Tensor) -> Tensor:
+        r"""Of every direction of the basis V, :math:`\sum_j V_{jk}^2 m_j`."""
+        if self.basis is None:
+            return variances
+        squares = self.basis.square()
+        return self._with_first(variances, self._first(variances, len(squares)) @ squares)
 
     def log_prob(self, z: Tensor) -> Tensor:
         raise UnsupportedError("CollapsedTarget.log_prob: only value_and_grad is written, in closed form")
@@ -114,13 +139,11 @@ class CollapsedTarget(Target):
     def value_and_grad(self, z: Tensor) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
             rest, psi = self.split(z)
-            theta = self._full(rest)
-            phi, back = self._features(theta)
+            phi, back = self._features(rest)
             variance = self._variance(psi)
             fit, dphi, dvariance = _marginal(self.Y, phi, variance)
-            value, dtheta = self.prior._log_prob_and_grad(theta)
-            value = value + self._constant + fit
-            drest = (dtheta + back(dphi))[..., self.index]
+            value, drest = self._weights.log_prob_and_grad(self.layout, rest)
+            value, drest = value + fit, drest + back(dphi)
             if psi.shape[-1] == 0:
                 return value, drest
         of_prior, dpsi = self._log_prior_and_grad(psi)
@@ -129,25 +152,49 @@ class CollapsedTarget(Target):
         return value + of_prior, torch.cat([drest, dpsi + dnoise], -1)
 
     def complete(self, z: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-        r"""theta and psi of z, with the last layer drawn from its posterior given z.
+        r"""theta and psi of z, with the last layer, and weights across the basis, drawn from their posterior given z.
 
-        By Matheron's rule: with prior draws :math:`c_0 \sim N(0, I)` of the whitened coefficients and
-        :math:`e \sim N(0, D)`, :math:`c_0 + \Phi^\top A^{-1} (y - \Phi c_0 - e)` is a draw given y.
+        With prior draws :math:`c_0 \sim N(0, I)` of the whitened coefficients and :math:`e \sim N(0, D)`, the
+        :math:`c` of least :math:`\|D^{-1/2}(y - e - \Phi c)\|^2 + \|c - c_0\|^2` is a draw given y (perturb and
+        optimise; Papandreou & Yuille 2010). It is found by an orthogonal factorisation: the normal equations lose it
+        where the noise is a millionth of the outcomes.
         """
         rest, psi = self.split(z)
-        theta = self._full(rest)
-        phi, _ = self._features(theta)
+        phi, _ = self._features(rest)
         variance = self._variance(psi)
         Y = self.Y.expand(*phi.shape[:-1], self.Y.shape[-1])
         free = rnd.normal((*phi.shape[:-2], phi.shape[-1], Y.shape[-1]), generator=generator, like=phi)
         noise = variance.sqrt() * rnd.normal(Y.shape, generator=generator, like=phi)
-        alpha, _, _, _ = _solve(Y - phi @ free - noise, phi, variance)
-        drawn = free + phi.mT @ alpha
+        drawn = _nearest(Y - noise, phi, variance, free)
         # Normal weights are their own coordinates; those of hierarchical ones are whitened, as these coefficients are.
-        unit = theta.new_ones(2) if self._hierarchical else self._scales(theta)
+        unit = rest.new_ones(2) if self._hierarchical else self._scales(rest)
         weight, bias = drawn[..., :-1, :].mT * unit[0], drawn[..., -1, :] * unit[1]
+        if self.basis is not None:
+            first = self._first(rest, self.basis.shape[-1])
+            across = rnd.normal((*first.shape[:-1], len(self.basis)), generator=generator, like=rest)
+            across = self._first_variance(rest).sqrt() * across
+            first = across + (first - across @ self.basis) @ self.basis.mT
+            rest = self._with_first(rest, first, self.basis.shape[-1])
+        theta = rest.new_empty(*rest.shape[:-1], self.prior.num_parameters)
+        theta[..., self.index] = rest
         theta[..., self.last] = torch.cat([weight.flatten(-2), bias], -1)
         return theta, psi
+
+    def _first(self, values: Tensor, inputs: int) -> Tensor:
+        """The first layer's weights, ``... x units x inputs``."""
+        units = self._network.hidden[0]
+        return values[..., : units * inputs].unflatten(-1, (units, inputs))
+
+    def _with_first(self, values: Tensor, first: Tensor, inputs: int | None = None) -> Tensor:
+        """Other weights of the first layer, in place of those for `inputs` inputs (None: all)."""
+        units = self._network.hidden[0]
+        size = units * (self._network.input_dim if inputs is None else inputs)
+        return torch.cat([first.flatten(-2), values[..., size:]], -1)
+
+    def _first_variance(self, like: Tensor) -> Tensor:
+        """The prior's variance of the first layer's coordinates."""
+        one = like.new_ones(())
+        return one if self._hierarchical else self._weights.block_scales(self.layout, like)[0].square()
 
     @property
     def _network(self) -> MLP:
@@ -161,18 +208,11 @@ class CollapsedTarget(Target):
     def _hierarchical(self) -> bool:
         return isinstance(self._weights, HierarchicalWeights)
 
-    def _full(self, rest: Tensor) -> Tensor:
-        """theta with zeros for the last layer."""
-        theta = rest.new_zeros(*rest.shape[:-1], self.prior.num_parameters)
-        theta[..., self.index] = rest
-        return theta
-
-    def _scales(self, theta: Tensor) -> Tensor:
+    def _scales(self, rest: Tensor) -> Tensor:
         """Standard deviations of the last layer's weights and biases: of length 2, or ``... x 2`` where random."""
-        layout = self._network.layout
         if isinstance(self._weights, HierarchicalWeights):
-            return self._weights.sigma(layout, theta)[..., -2:]
-        return self._weights.block_scales(layout, theta)[-2:]
+            return self._weights.sigma(self.layout, rest)[..., -2:]
+        return self._weights.block_scales(self.layout, rest)[-2:]
 
     def _variance(self, psi: Tensor) -> Tensor:
         """Noise variances ``... x (1 or n) x (1 or m)``."""
@@ -180,31 +220,56 @@ class CollapsedTarget(Target):
             return self.noise_variance
         return torch.atleast_2d((2 * self.likelihood.log_scale(psi.unsqueeze(-2))).exp())  # type: ignore[attr-defined]
 
-    def _features(self, theta: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        """Phi ``... x n x p``, and the map from its cotangent to that of theta."""
-        weights, of_weights = self._weights.pullback(self._network.layout, theta)
-        scales = self._scales(theta)[..., None, :].expand(*theta.shape[:-1], 1, 2)
+    def _features(self, rest: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """Phi ``... x n x p``, and the map from its cotangent to that of the coordinates without psi."""
+        weights, of_weights = self._weights.pullback(self.layout, rest)
+        scales = self._scales(rest)[..., None, :].expand(*rest.shape[:-1], 1, 2)
         of_weight, of_bias = scales[..., :1], scales[..., 1:]
         if self.hidden is None:
-            pre = units = self.X.expand(*theta.shape[:-1], *self.X.shape[-2:])
+            pre = units = self.X.expand(*rest.shape[:-1], *self.X.shape[-2:])
         else:
-            pre, of_hidden = self.hidden.pullback(weights[..., : self.last.start], self.X)
+            pre, of_hidden = self.hidden.pullback(weights, self.inputs)
             units = ACTIVATIONS[self.hidden.activation][0](pre)
         phi = torch.cat([of_weight * units, of_bias.expand(*units.shape[:-1], 1)], -1)
 
         def back(dphi: Tensor) -> Tensor:
-            dweights = torch.zeros_like(weights)
+            dweights = weights  # of a linear model: nothing
             if self.hidden is not None:
                 pull = ACTIVATIONS[self.hidden.activation][1]
-                dweights[..., : self.last.start] = of_hidden(pull(of_weight * dphi[..., :-1], pre, units))
-            dtheta = of_weights(dweights)
+                dweights = of_hidden(pull(of_weight * dphi[..., :-1], pre, units))
+            drest = of_weights(dweights)
             if self._hierarchical:
                 products = (dphi * phi).sum(-2)  # Phi is proportional to its scales: d/d(log scale)
-                dtheta[..., -2] += products[..., :-1].sum(-1)
-                dtheta[..., -1] += products[..., -1]
-            return dtheta
+                drest[..., -2] += products[..., :-1].sum(-1)
+                drest[..., -1] += products[..., -1]
+            return drest
 
         return phi, back
+
+
+def _span(X: Tensor) -> Tensor | None:
+    """An orthonormal basis ``d x r`` of what the rows span, up to rounding; None if they are as many as the inputs."""
+    if X.ndim != 2 or not 0 < X.shape[0] < X.shape[1]:
+        return None
+    _, size, directions = torch.linalg.svd(X, full_matrices=False)
+    rank = max(1, int((size > size[0] * X.shape[1] * torch.finfo(X.dtype).eps).sum()))
+    return directions[:rank].mT.contiguous()
+
+
+def _nearest(y: Tensor, phi: Tensor, variance: Tensor, centre: Tensor) -> Tensor:
+    """The c ``... x p x m`` of least ``|(y - Phi c) / sqrt(v)|^2 + |c - centre|^2``; arguments as of `_solve`."""
+    (p, m), k = centre.shape[-2:], variance.shape[-1]
+    root = variance.mT.unsqueeze(-1).sqrt()  # ... x k x (1 or n) x 1
+    unit = torch.eye(p, dtype=phi.dtype, device=phi.device)
+    scaled = phi.unsqueeze(-3) / root
+    stacked = torch.cat([scaled, unit.expand(*scaled.shape[:-2], p, p)], -2)
+    if k == 1:
+        right = torch.cat([y.unsqueeze(-3) / root, centre.unsqueeze(-3)], -2)
+    else:
+        right = torch.cat([y.mT.unsqueeze(-1) / root, centre.mT.unsqueeze(-1)], -2)
+    q, r = torch.linalg.qr(stacked)
+    c = torch.linalg.solve_triangular(r, q.mT @ right, upper=True)  # ... x k x p x (m or 1)
+    return c.reshape(*c.shape[:-3], p, m) if k == 1 else c.squeeze(-1).mT
 
 
 def _solve(y: Tensor, phi: Tensor, variance: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -234,8 +299,8 @@ def _solve(y: Tensor, phi: Tensor, variance: Tensor) -> tuple[Tensor, Tensor, Te
         B = phi.mT @ scaled
         B.diagonal(dim1=-2, dim2=-1).add_(1.0)
         root, info = torch.linalg.cholesky_ex(B)
-        solved = torch.cholesky_solve(torch.cat([scaled.mT @ y, scaled.mT], -1), root)
-        beta, weighed = solved[..., : m // k], solved[..., m // k :].mT
+        # Apart: LAPACK wants columns, which the transpose has along memory as it is.
+        beta, weighed = torch.cholesky_solve(scaled.mT @ y, root), torch.cholesky_solve(scaled.mT, root).mT
         residual = y - phi @ beta
         alpha = residual / v
         # y . alpha would be a small difference of large numbers where the noise is tiny; these are squares.

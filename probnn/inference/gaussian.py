@@ -93,7 +93,7 @@ class GaussianWeightProcess(ParametricProcess):
             if value is not None and tuple(value.shape) != shape:
                 raise ShapeError(f"GaussianWeightProcess: {name} must have shape {shape}, got {tuple(value.shape)}")
             if value is not None and name != "support":
-                validation.tensor("GaussianWeightProcess", name, value, dtype=self.loc.dtype, device=self.loc.device)
+                validation.tensor("GaussianWeightProcess", name, value, like=self.loc)
         if (self.directions is None) != (self.gains is None):
             raise DomainError("GaussianWeightProcess: give both directions and gains, or neither")
         if self.psi is None and R:

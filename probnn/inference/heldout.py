@@ -56,7 +56,7 @@ def held_out_moments(
     target = CollapsedTarget(process.prior, process.likelihood, X, Y, noise_variance)  # type: ignore[arg-type]
     means, variances = [], []
     with torch.no_grad():
-        theta, psi = process.theta.flatten(0, 1), process.psi.flatten(0, 1)
+        theta, psi = target.restrict(process.theta.flatten(0, 1)), process.psi.flatten(0, 1)
         for some in torch.arange(len(theta), device=theta.device).split(max(1, _NUMBERS // len(X) ** 2)):
             phi, _ = target._features(theta[some])
             noise = target._variance(psi[some]).expand(len(some), len(X), Y.shape[-1])

@@ -175,7 +175,7 @@ class HMC(InferenceMethod):
             converged=_converged(session, target, theta, psi, trace["log_prob"], share),
             step_size=tuning.step.item(),
             trajectory=tuning.trajectory,
-            inverse_mass=tuning.inverse_mass.flatten(),
+            inverse_mass=target.spread_variances(tuning.inverse_mass.flatten()),
             acceptance=trace["acceptance"].mean().item(),
             divergences=int(trace["divergent"].sum()),
             trace=trace | history,
@@ -246,7 +246,7 @@ class HMC(InferenceMethod):
         if noise_variance is not None:
             validation.variances(where, noise_variance, X, Y.shape[-1])
             likelihood = likelihood.given_noise(noise_variance)
-        prior = prior.to(dtype=X.dtype, device=X.device)  # type: ignore[assignment]
+        prior = prior.to(dtype=X.dtype, device=X.device)
         target = self._target(prior, moved(likelihood, X.device, X.dtype), X, Y, noise_variance)
         chains = _Chains(self, target, generator)
         state, tuning = chains.cold(Y.shape[:1])
@@ -303,14 +303,17 @@ class _Chains:
     def warm(self, init: ParametricProcess) -> tuple[State, Tuning, bool]:
         """States from a previous posterior, its tuning or a first one, and whether it had any."""
         z = start.warm(self.target, init, self.method.num_chains, self.generator).unsqueeze(0)
-        info, size = init.info, self.target.num_theta
+        info = init.info
         scales = start.prior_scales(self.target, self.generator)
+        first = self.target.spread_variances(scales.square())
+        size = len(first) - self.target.likelihood.num_parameters
         known = info.inverse_mass if isinstance(info, FitInfo) and info.step_size is not None else None
         inferred = 0 if init.likelihood is None else init.likelihood.num_parameters
         if known is None or len(known) - inferred != size:  # not from HMC, or one with another collapse_last_layer
             return *self._begin(z, scales.square()), False
         known = known.to(z)
-        inverse_mass = known if len(known) == len(scales) else torch.cat([known[:size], scales[size:].square()])
+        inverse_mass = known if len(known) == len(first) else torch.cat([known[:size], first[size:]])
+        inverse_mass = self.target.gather_variances(inverse_mass)
         tuning = Tuning(
             z.new_full((1,), info.step_size), info.trajectory or _FIRST_TRAJECTORY, inverse_mass.expand(1, 1, -1)
         )

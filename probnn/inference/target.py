@@ -68,6 +68,14 @@ class Target:
         theta, psi = self.split(values)
         return torch.cat([self.prior.layout.pool(theta), psi], -1)
 
+    def spread_variances(self, variances: Tensor) -> Tensor:
+        """Variances of the coordinates ``... x size``, as of those that a fit to any data has."""
+        return variances
+
+    def gather_variances(self, variances: Tensor) -> Tensor:
+        """The inverse of :meth:`spread_variances`, for a target that may have other data."""
+        return variances
+
     def log_prob(self, z: Tensor) -> Tensor:
         """The joint log density of z ``... x size``: ``...``; differentiable."""
         theta, psi = self.split(z)

@@ -19,6 +19,7 @@ from tests.cases import DOUBLE, module
 
 SCALES = ((1.5, 0.7, 1.2), (0.5, 0.6, 0.3))
 WEIGHTS = {"normal": priors.NormalWeights(*SCALES), "hierarchical": priors.HierarchicalWeights(*SCALES)}
+WEIGHTS_ONE = {"normal": priors.NormalWeights(0.7, 1.0), "hierarchical": priors.HierarchicalWeights(0.7, 1.0)}
 NOISES = {
     "fixed": likelihoods.Gaussian(noise=0.3),
     "inferred": likelihoods.Gaussian(),
@@ -114,6 +115,90 @@ def test_the_last_layer_follows_its_posterior(weights: str, n: int, seed: int) -
     assert (white.mean(0).abs() <= 5 / draws**0.5).all()
     products = white.mT @ white / draws - torch.eye(len(sd), dtype=DOUBLE)
     assert (products.abs() <= 5 * (2 / draws) ** 0.5).all()
+
+
+@pytest.mark.parametrize("weights", WEIGHTS)
+@pytest.mark.parametrize("n", [1, 4])
+def test_fewer_rows_than_inputs(weights: str, n: int, seed: int) -> None:
+    """Along what the rows span nothing changes; across it, completed draws are the prior's."""
+    g, d = rnd.generator_from(seed), 7
+    prior = BayesianNetwork(probnn.MLP(input_dim=d, hidden=(6, 5), output_dim=2), WEIGHTS[weights], dtype=DOUBLE)
+    X, Y = (rnd.normal((n, k), generator=g, dtype=DOUBLE) for k in (d, 2))
+    wide = CollapsedTarget(prior, NOISES["inferred"], X, Y)
+    # The same function of the data, with rows that say nothing (of endless noise) until they are as many as inputs.
+    more = torch.cat([X, rnd.normal((d - n, d), generator=g, dtype=DOUBLE)])
+    noise = torch.cat([torch.full((n, 2), 0.3**2, dtype=DOUBLE), torch.full((d - n, 2), 1e18, dtype=DOUBLE)])
+    known = CollapsedTarget(prior, NOISES["fixed"], X, Y, noise[:n])
+    full = CollapsedTarget(prior, NOISES["fixed"], more, torch.cat([Y, Y.new_zeros(d - n, 2)]), noise)
+    assert wide.basis is not None and wide.basis.shape == (d, n) and full.basis is None
+    assert full.num_theta - known.num_theta == 6 * (d - n)
+    theta = prior.sample_parameters((2,), generator=g)
+    z, psi = full.restrict(theta), theta.new_zeros(2, 0)
+    reduced = known.restrict(theta)
+    variance = 1.0 if weights == "hierarchical" else (SCALES[0][0] / d**0.5) ** 2
+    first = z[:, : 6 * d].unflatten(-1, (6, d))
+    lost = first - first @ known.basis @ known.basis.mT
+    of_lost = -0.5 * (lost.square().sum((-1, -2)) / variance + 6 * (d - n) * math.log(2 * math.pi * variance))
+    blind = -0.5 * (d - n) * 2 * math.log(2 * math.pi * 1e18)
+    expected = full.value_and_grad(torch.cat([z, psi], -1))[0] - of_lost - blind
+    value, gradient = known.value_and_grad(torch.cat([reduced, psi], -1))
+    assert (value - expected).abs().max() <= 1e-9 * expected.abs().max()
+    h, eye = 1e-5, torch.eye(known.size, dtype=DOUBLE)
+    for j in range(known.size):
+        up, down = (known.value_and_grad(reduced + sign * h * eye[j])[0] for sign in (1, -1))
+        assert (gradient[:, j] - (up - down) / (2 * h)).abs().max() <= 1e-6 * gradient.abs().max()
+    draws = 20_000
+    drawn, _ = known.complete(reduced[0].expand(draws, -1), rnd.generator_from(seed + 1))
+    assert (known.restrict(drawn) - reduced[0]).abs().max() <= 1e-12
+    null = torch.linalg.svd(X)[2][n:].mT  # an orthonormal basis of what is across
+    white = (drawn[:, : 6 * d].unflatten(-1, (6, d)) @ null).flatten(1) / variance**0.5
+    assert (white.mean(0).abs() <= 5 / draws**0.5).all()
+    assert ((white.mT @ white / draws - torch.eye(white.shape[1], dtype=DOUBLE)).abs() <= 5 * (2 / draws) ** 0.5).all()
+
+
+def test_rows_in_a_plane_and_rows_of_zeros() -> None:
+    prior = BayesianNetwork(probnn.MLP(input_dim=5, hidden=(4,)), priors.NormalWeights(), dtype=DOUBLE)
+    X = torch.tensor([[1.0, 2.0, 0.0, 0.0, 0.0], [2.0, 4.0, 0.0, 0.0, 0.0], [0.0, 0.0, 3.0, 0.0, 0.0]], dtype=DOUBLE)
+    for data, rank in ((X, 2), (0 * X, 1)):
+        target = CollapsedTarget(prior, NOISES["inferred"], data, data[:, :1])
+        assert target.basis is not None and target.basis.shape == (5, rank)
+        assert (data @ target.basis @ target.basis.mT - data).abs().max() <= 1e-14
+        value, slope = target.value_and_grad(target.start((3,), rnd.generator_from(0)))
+        assert value.isfinite().all() and slope.isfinite().all()
+
+
+@pytest.mark.parametrize("weights", WEIGHTS)
+def test_masses_between_data_sets(weights: str, seed: int) -> None:
+    """Masses in terms of inputs: the prior's where nothing was learnt, whatever rows there are."""
+    g = rnd.generator_from(seed)
+    prior = BayesianNetwork(probnn.MLP(input_dim=6, hidden=(4,)), WEIGHTS_ONE[weights], dtype=DOUBLE)
+    X = rnd.normal((4, 6), generator=g, dtype=DOUBLE)
+    few, more, all_of_them = (
+        CollapsedTarget(prior, NOISES["inferred"], rows, rows[:, :1]) for rows in (X[:3], X, X.repeat(2, 1))
+    )
+    variance = 0.7**2 / 6 if weights == "normal" else 1.0
+    of_few = torch.full((few.size,), variance, dtype=DOUBLE)
+    known = few.spread_variances(of_few)
+    assert known.shape == (all_of_them.size,) and (all_of_them.gather_variances(known) == known).all()
+    assert (known - variance).abs().max() <= 1e-14
+    assert (more.gather_variances(known) - variance).abs().max() <= 1e-14
+    of_few[: 4 * 3] *= 0.25  # learnt along three directions
+    squares = few.basis.square().sum(-1)
+    expected = variance * (0.25 * squares + 1 - squares)
+    assert (few.spread_variances(of_few)[: 4 * 6].unflatten(0, (4, 6)) - expected).abs().max() <= 1e-14
+
+
+def test_warm_starts_with_other_rows(seed: int) -> None:
+    """Tuning is carried on although the rows, and so the coordinates, are others."""
+    g = rnd.generator_from(seed)
+    prior = BayesianNetwork(probnn.MLP(input_dim=9, hidden=(5,)), priors.HierarchicalWeights(), dtype=DOUBLE)
+    X = rnd.normal((12, 9), generator=g, dtype=DOUBLE)
+    hmc = probnn.HMC(num_chains=4, num_warmup=80, num_samples=5, max_leapfrog=20, collapse_last_layer=True)
+    fit = hmc.fit(prior, likelihoods.Gaussian(), X[:6], X[:6, :1], seed=seed)
+    for n in (5, 7, 12):
+        again = hmc.fit(prior, likelihoods.Gaussian(), X[:n], X[:n, :1], seed=seed, init=fit)
+        assert len(again.info.trace["warmup_acceptance"]) == 20
+        assert again.info.inverse_mass.shape == fit.info.inverse_mass.shape
 
 
 def test_warm_starts(seed: int) -> None:
