@@ -27,13 +27,8 @@ from .errors import SerializationError
 FORMAT = 1
 _UMASK = os.umask(0)  # read once: reading means setting, for all threads
 os.umask(_UMASK)
-_DTYPES = {
-    str(dtype).removeprefix("torch."): dtype
-    for dtype in (
-        torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16, torch.int8,
-        torch.uint8, torch.bool,
-    )
-}  # fmt: skip
+_DTYPE_NAMES = "float64 float32 float16 bfloat16 int64 int32 int16 int8 uint8 bool"
+_DTYPES = {name: getattr(torch, name) for name in _DTYPE_NAMES.split()}
 _FLOATS = {repr(value): value for value in (math.inf, -math.inf, math.nan)}  # JSON has no words for these
 _registered: dict[str, type] = {}
 _codecs: dict[str, tuple[type, Callable[[Any], dict[str, Any]], Callable[[dict[str, Any]], Any]]] = {}
@@ -60,7 +55,7 @@ def register_class(cls: type) -> type:
     """
     if not (dataclasses.is_dataclass(cls) or hasattr(cls, "_from_config")):
         raise SerializationError(f"register_class: {cls!r} must be a dataclass, so that its fields can be saved")
-    _registered[f"{cls.__module__}.{cls.__qualname__}"] = cls
+    _registered[_full_name(cls)] = cls
     return cls
 
 
@@ -82,31 +77,34 @@ def register_codec(module: str, of: type, encode: Callable, decode: Callable) ->
     _codecs[module] = (of, encode, decode)
 
 
-def _public_name(x: Any) -> str:
+def _full_name(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _public_name(cls: type) -> str:
     """Name a class by its package rather than its file, so that files may move."""
-    cls = type(x)
-    full = f"{cls.__module__}.{cls.__qualname__}"
+    full = _full_name(cls)
     if full in _registered:
         return full
-    parts = cls.__module__.split(".")
-    name = f"{'.'.join(parts[:2])}.{cls.__qualname__}"
-    if parts[0] != "probnn" or _find(name) is not cls:
+    name = f"{'.'.join(cls.__module__.split('.')[:2])}.{cls.__qualname__}"
+    if _find(name) is not cls:
         raise SerializationError(
             f"save: a {full} cannot be saved; make it a frozen dataclass and register it with probnn.register_class"
         )
     return name
 
 
+def _own_module(name: str) -> Any:
+    """The module of the library of this name, imported; None if there is none."""
+    with contextlib.suppress(ImportError):
+        return importlib.import_module(name) if name.split(".")[0] == "probnn" else None
+
+
 def _find(name: str) -> type | None:
     if name in _registered:
         return _registered[name]
     module, _, attribute = name.rpartition(".")
-    if module.split(".")[0] != "probnn":
-        return None
-    try:
-        found = getattr(importlib.import_module(module), attribute, None)
-    except ImportError:
-        return None
+    found = getattr(_own_module(module), attribute, None)
     saveable = isinstance(found, type) and (dataclasses.is_dataclass(found) or hasattr(found, "_from_config"))
     return found if saveable else None
 
@@ -138,11 +136,12 @@ def _encode(x: Any, tensors: dict[str, Tensor], path: str) -> Any:
         if isinstance(x, of):
             return {"codec": module, "config": _encode(encode(x), tensors, path)}
     if hasattr(x, "_config"):
-        return {"class": _public_name(x), "config": _encode(x._config(), tensors, path)}
-    if dataclasses.is_dataclass(x) and not isinstance(x, type):
-        values = {f.name: getattr(x, f.name) for f in dataclasses.fields(x) if f.init}
-        return {"class": _public_name(x), "config": _encode(values, tensors, path)}
-    raise SerializationError(f"save: {path} is a {type(x).__module__}.{type(x).__qualname__}, which cannot be saved")
+        config = x._config()
+    elif dataclasses.is_dataclass(x) and not isinstance(x, type):
+        config = {f.name: getattr(x, f.name) for f in dataclasses.fields(x) if f.init}
+    else:
+        raise SerializationError(f"save: {path} is a {_full_name(type(x))}, which cannot be saved")
+    return {"class": _public_name(type(x)), "config": _encode(config, tensors, path)}
 
 
 class _Malformed(Exception):
@@ -158,12 +157,10 @@ def _entry(table: dict[str, Any], key: Any, what: str) -> Any:
 def _decode(x: Any, tensors: dict[str, Tensor], context: dict[str, Any]) -> Any:
     if not isinstance(x, dict):
         return x
-    if "tensor" in x:
-        return _entry(tensors, x["tensor"], "tensor")
-    if "float" in x:
-        return _entry(_FLOATS, x["float"], "number")
-    if "dtype" in x:
-        return _entry(_DTYPES, x["dtype"], "dtype")
+    tables: dict[str, dict[str, Any]] = {"tensor": tensors, "float": _FLOATS, "dtype": _DTYPES}
+    for kind, table in tables.items():
+        if kind in x:
+            return _entry(table, x[kind], kind)
     if "device" in x:
         return torch.device("cpu")
     if "tuple" in x:
@@ -194,9 +191,8 @@ def _decode(x: Any, tensors: dict[str, Tensor], context: dict[str, Any]) -> Any:
 
 
 def _coded(name: Any, config: dict[str, Any]) -> Any:
-    if isinstance(name, str) and name.split(".")[0] == "probnn":
-        with contextlib.suppress(ImportError):
-            importlib.import_module(name)
+    if isinstance(name, str):
+        _own_module(name)  # which registers it
     if not isinstance(name, str) or name not in _codecs:
         raise SerializationError(f"load: the file needs the codec {name}, which is not registered")
     try:
@@ -263,10 +259,9 @@ def save(obj: Any, path: str | os.PathLike[str]) -> None:
         raise SerializationError(f"save: expected an object of the library, got a {type(obj).__name__}")
     provenance = {"probnn": __version__, "torch": str(torch.__version__)}
     header = {"format": FORMAT, "version": __version__, **body, "provenance": provenance}
-    metadata = {"probnn": json.dumps(header, allow_nan=False)}
     try:
         with replacing(path) as temporary:
-            save_file(tensors, temporary, metadata=metadata)
+            save_file(tensors, temporary, metadata={"probnn": json.dumps(header, allow_nan=False)})
     except (OSError, SafetensorError) as error:
         raise SerializationError(f"save: cannot write {os.fspath(path)} ({_reason(path, error)})") from error
 
@@ -320,16 +315,11 @@ def load(path: str | os.PathLike[str], *, network: Any = None) -> Any:
             # A copy lies where memory is aligned; in the file it need not be, and sums then differ in the last bit.
             tensors = {key: file.get_tensor(key).clone() for key in file.keys()}
         written = int(header["format"])
-    except SerializationError:
-        raise
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise SerializationError(f"probnn.load: {path} is not a whole probnn file ({error})") from error
     if written != FORMAT:
-        advice = (
-            "upgrade probnn"
-            if written > FORMAT
-            else "load it with the version that wrote it, and save what it holds anew"
-        )
+        of_older = "load it with the version that wrote it, and save what it holds anew"
+        advice = "upgrade probnn" if written > FORMAT else of_older
         raise SerializationError(
             f"probnn.load: {path} has format {written} and this version (probnn {__version__}) reads format {FORMAT}; "
             f"{advice}"

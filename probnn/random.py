@@ -9,12 +9,19 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from numbers import Integral
 
 import torch
 from torch import Tensor
 
 from .errors import DomainError
+
+# What the calls that draw take, here and everywhere else; None leaves the choice to the callee.
+Shape = Sequence[int]
+Source = torch.Generator | None  # of randomness; None: torch's global stream
+Dtype = torch.dtype | None
+Device = torch.device | str | None
 
 
 def check_seed(where: str, seed: int) -> int:
@@ -39,7 +46,7 @@ def check_seed(where: str, seed: int) -> int:
     return int(seed)
 
 
-def generator_from(seed: int, *, device: torch.device | str | None = None) -> torch.Generator:
+def generator_from(seed: int, *, device: Device = None) -> torch.Generator:
     """A new generator.
 
     Args:
@@ -60,12 +67,7 @@ def generator_from(seed: int, *, device: torch.device | str | None = None) -> to
 
 
 def normal(
-    shape: Sequence[int],
-    *,
-    generator: torch.Generator | None = None,
-    like: Tensor | None = None,
-    dtype: torch.dtype | None = None,
-    device: torch.device | str | None = None,
+    shape: Shape, *, generator: Source = None, like: Tensor | None = None, dtype: Dtype = None, device: Device = None
 ) -> Tensor:
     """Standard normal draws.
 
@@ -87,12 +89,7 @@ def normal(
 
 
 def uniform(
-    shape: Sequence[int],
-    *,
-    generator: torch.Generator | None = None,
-    like: Tensor | None = None,
-    dtype: torch.dtype | None = None,
-    device: torch.device | str | None = None,
+    shape: Shape, *, generator: Source = None, like: Tensor | None = None, dtype: Dtype = None, device: Device = None
 ) -> Tensor:
     """Uniform draws in [0, 1).
 
@@ -114,12 +111,7 @@ def uniform(
 
 
 def _draw(
-    function: Callable[..., Tensor],
-    shape: Sequence[int],
-    generator: torch.Generator | None,
-    like: Tensor | None,
-    dtype: torch.dtype | None,
-    device: torch.device | str | None,
+    function: Callable[..., Tensor], shape: Shape, generator: Source, like: Tensor | None, dtype: Dtype, device: Device
 ) -> Tensor:
     if like is not None:
         dtype, device = dtype or like.dtype, device or like.device
@@ -129,7 +121,7 @@ def _draw(
     return function(tuple(shape), generator=generator, dtype=dtype, device=at).to(device)
 
 
-def integers(high: int, shape: Sequence[int], *, generator: torch.Generator | None = None) -> Tensor:
+def integers(high: int, shape: Shape, *, generator: Source = None) -> Tensor:
     """Integers drawn uniformly from 0 to `high` - 1.
 
     Args:
@@ -144,12 +136,11 @@ def integers(high: int, shape: Sequence[int], *, generator: torch.Generator | No
         >>> integers(1, (3,)).tolist()
         [0, 0, 0]
     """
-    at = generator.device if generator is not None else None
-    return torch.randint(high, tuple(shape), generator=generator, device=at).cpu()
+    return _draw(partial(torch.randint, high), shape, generator, None, torch.int64, None)
 
 
 @contextlib.contextmanager
-def forked(generator: torch.Generator | None) -> Iterator[None]:
+def forked(generator: Source) -> Iterator[None]:
     """Seed the global stream from `generator` inside the block and restore it afterwards.
 
     Args:

@@ -12,27 +12,24 @@ from torch import Tensor
 from .errors import DomainError, NonFiniteError, ShapeError
 
 
-def _shape(x: Any) -> Any:
-    return tuple(x.shape) if torch.is_tensor(x) else f"a {type(x).__name__}"
+def tensor(where: str, name: str, x: Any, *, like: Any = None) -> Tensor:
+    """Check that `x` is a finite floating-point tensor, of the dtype and on the device of `like` where given.
 
-
-def tensor(
-    where: str, name: str, x: Any, *, dtype: torch.dtype | None = None, device: torch.device | None = None
-) -> Tensor:
-    """Check that `x` is a finite floating-point tensor, of `dtype` and on `device` where given."""
+    `like` is whatever has both: a tensor or a process.
+    """
     if not torch.is_tensor(x):
         raise DomainError(
             f"{where}: {name} must be a torch tensor, got a {type(x).__name__}; convert it with torch.as_tensor"
         )
     if not x.is_floating_point():
         raise DomainError(f"{where}: {name} must be floating point, got {x.dtype}; convert it with .double()")
-    if dtype is not None and x.dtype != dtype:
+    if like is not None and x.dtype != like.dtype:
         raise DomainError(
-            f"{where}: {name} must have dtype {dtype}, got {x.dtype}; convert one of them with .to(dtype=...)"
+            f"{where}: {name} must have dtype {like.dtype}, got {x.dtype}; convert one of them with .to(dtype=...)"
         )
-    if device is not None and x.device != device:
+    if like is not None and x.device != like.device:
         raise DomainError(
-            f"{where}: {name} must be on device {device}, got {x.device}; move one of them with .to(device=...)"
+            f"{where}: {name} must be on device {like.device}, got {x.device}; move one of them with .to(device=...)"
         )
     if not torch.isfinite(x).all():
         bad = (~torch.isfinite(x)).nonzero()[:5].tolist()
@@ -42,40 +39,32 @@ def tensor(
     return x
 
 
-def inputs(
-    where: str,
-    X: Any,
-    input_dim: int,
-    *,
-    dtype: torch.dtype | None = None,
-    device: torch.device | None = None,
-    batched: bool = True,
-    name: str = "X",
-) -> Tensor:
+def _matrix(where: str, name: str, x: Any, rows: int | None, columns: int, batched: bool, match: str) -> None:
+    """Check that `x` is a tensor ``... x rows x columns``, without leading dimensions where not `batched`."""
+    shape = f"({'..., ' if batched else ''}{'n' if rows is None else rows}, {columns})"
+    if not torch.is_tensor(x):
+        raise DomainError(f"{where}: {name} must be a torch tensor of shape {shape}, got a {type(x).__name__}")
+    if x.ndim < 2 or (not batched and x.ndim != 2) or x.shape[-1] != columns or rows not in (None, x.shape[-2]):
+        raise ShapeError(f"{where}: {name} must have shape {shape} to match {match}, got {tuple(x.shape)}")
+
+
+def inputs(where: str, X: Any, input_dim: int, *, like: Any = None, batched: bool = True, name: str = "X") -> Tensor:
     """Check that X has shape ``... x n x d``, or ``n x d`` where not `batched`; `name` is what its caller calls it."""
-    shape = f"({'..., n' if batched else 'n'}, {input_dim})"
-    if not torch.is_tensor(X):
-        raise DomainError(f"{where}: {name} must be a torch tensor of shape {shape}, got a {type(X).__name__}")
-    if X.ndim < 2 or (not batched and X.ndim != 2) or X.shape[-1] != input_dim:
-        raise ShapeError(f"{where}: {name} must have shape {shape} to match d = {input_dim}, got {_shape(X)}")
-    return tensor(where, name, X, dtype=dtype, device=device)
+    _matrix(where, name, X, None, input_dim, batched, f"d = {input_dim}")
+    return tensor(where, name, X, like=like)
 
 
 def outcomes(where: str, name: str, Y: Any, X: Tensor, num_outcomes: int, *, batched: bool = True) -> Tensor:
     """Check that Y has shape ``... x n x m`` with the rows, dtype and device of X."""
-    expected = f"(..., {X.shape[-2]}, {num_outcomes})" if batched else f"({X.shape[-2]}, {num_outcomes})"
-    if not torch.is_tensor(Y):
-        raise DomainError(f"{where}: {name} must be a torch tensor of shape {expected}, got a {type(Y).__name__}")
-    if Y.ndim < 2 or Y.shape[-2:] != (X.shape[-2], num_outcomes) or (not batched and Y.ndim != 2):
-        raise ShapeError(f"{where}: {name} must have shape {expected} to match X {_shape(X)}, got {_shape(Y)}")
+    _matrix(where, name, Y, X.shape[-2], num_outcomes, batched, f"X {tuple(X.shape)}")
     if batched and Y.ndim > 2 and X.ndim > 2:
         try:
             torch.broadcast_shapes(X.shape[:-2], Y.shape[:-2])
         except RuntimeError:
             raise ShapeError(
-                f"{where}: the batch dimensions of {name} {_shape(Y)} do not match those of X {_shape(X)}"
+                f"{where}: the batch dimensions of {name} {tuple(Y.shape)} do not match those of X {tuple(X.shape)}"
             ) from None
-    return tensor(where, name, Y, dtype=X.dtype, device=X.device)
+    return tensor(where, name, Y, like=X)
 
 
 def variances(where: str, V: Any, X: Tensor, num_outcomes: int, *, name: str = "noise_variance") -> Tensor:
@@ -93,9 +82,9 @@ def log_weights(where: str, x: Any, count: int, like: Tensor) -> Tensor:
     """Check log-weights ``... x count``, dtype and device of `like`: numbers or -inf, and one number at least a row."""
     # -inf is a weight of zero; what is left of the check is that of any tensor.
     finite = x.where(x != -math.inf, 0.0) if torch.is_tensor(x) else x
-    tensor(where, "log_weights", finite, dtype=like.dtype, device=like.device)
+    tensor(where, "log_weights", finite, like=like)
     if x.shape[-1:] != (count,):
-        raise ShapeError(f"{where}: log_weights must have shape (..., {count}), one a draw, got {_shape(x)}")
+        raise ShapeError(f"{where}: log_weights must have shape (..., {count}), one a draw, got {tuple(x.shape)}")
     if x.isneginf().all(-1).any():
         raise DomainError(f"{where}: log_weights must not all be -inf: no draw would have any weight")
     return x
@@ -106,6 +95,16 @@ def positive_int(where: str, name: str, value: Any, minimum: int = 1) -> int:
     if isinstance(value, bool) or not isinstance(value, Integral) or value < minimum:
         raise DomainError(f"{where}: {name} must be an integer >= {minimum}, got {value!r}")
     return int(value)
+
+
+def indices(where: str, name: str, values: Any, size: int) -> list[int]:
+    """Check that `values` are integers from -size to size - 1, at least one; return them counted from 0."""
+    found = list(values)
+    if not found or any(
+        isinstance(i, bool) or not isinstance(i, Integral) or not -size <= int(i) < size for i in found
+    ):
+        raise DomainError(f"{where}: {name} must be from {-size} to {size - 1}, got {found}")
+    return [int(i) % size for i in found]
 
 
 def positive(where: str, name: str, value: Any, *, maximum: float = math.inf, allow_zero: bool = False) -> Any:
@@ -132,17 +131,17 @@ def probability(where: str, name: str, value: Any) -> float:
     return float(value)
 
 
-def float_dtype(where: str, dtype: Any) -> torch.dtype:
-    """Check that `dtype` is a floating-point dtype of torch."""
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+def float_dtype(where: str, dtype: Any) -> torch.dtype | None:
+    """Check that `dtype` is a floating-point dtype of torch; None, which leaves the choice to others, stays None."""
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise DomainError(f"{where}: dtype must be a floating-point dtype such as torch.float64, got {dtype!r}")
     return dtype
 
 
-def device(where: str, where_to: Any) -> torch.device:
-    """Check that `where_to` names a device of this machine; return it with its index."""
+def device(where: str, where_to: Any) -> torch.device | None:
+    """Check that `where_to` names a device of this machine; return it with its index, None as None."""
     try:
-        return torch.empty(0, device=where_to).device
+        return None if where_to is None else torch.empty(0, device=where_to).device
     except (RuntimeError, TypeError, AssertionError) as error:  # AssertionError: a torch built without that device
         first = str(error).partition("\n")[0]
         raise DomainError(

@@ -234,7 +234,7 @@ def _check(where: str, posterior: Any, X: Any, Y: Any, noise_variance: Any) -> L
 
 
 def _inputs(where: str, posterior: EmpiricalProcess, X: Any) -> None:
-    validation.inputs(where, X, posterior.input_dim, dtype=posterior.dtype, device=posterior.device, batched=False)
+    validation.inputs(where, X, posterior.input_dim, like=posterior, batched=False)
 
 
 def _natural(posterior: EmpiricalProcess, psi: Tensor) -> Variables:

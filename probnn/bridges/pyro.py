@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import pyro
 import torch
@@ -134,9 +134,8 @@ def from_pyro(
             f"from_pyro: samples must be a pyro.infer.MCMC or a dictionary of tensors, got a {type(samples).__name__}"
         )
     theta = _site(sites, "theta", prior.num_parameters)
-    like = (theta.dtype, theta.device)
     if likelihood.num_parameters:
-        psi = _site(sites, "psi", likelihood.num_parameters, *like)
+        psi = _site(sites, "psi", likelihood.num_parameters, like=theta)
     elif "psi" in sites:
         raise ShapeError(
             f"from_pyro: there are draws of psi, {tuple(sites['psi'].shape)}, but the {type(likelihood).__name__} "
@@ -150,7 +149,7 @@ def from_pyro(
             f"{tuple(psi.shape)}"
         )
     info = _what_happened(samples, theta) if isinstance(samples, MCMC) else None
-    prior = cast(ParametricProcess, prior.to(dtype=theta.dtype, device=theta.device))
+    prior = prior.to(dtype=theta.dtype, device=theta.device)
     return EmpiricalProcess(prior, theta, psi, moved(likelihood, theta.device, theta.dtype), info=info)
 
 
@@ -172,7 +171,7 @@ class _PyroModel:
             validation.variances(where, noise_variance, X, outcomes)
             likelihood.given_noise(noise_variance)  # refuses every likelihood but the Gaussian
             likelihood = Gaussian(noise=noise_variance.sqrt())
-        prior = cast(ParametricProcess, self.prior.to(dtype=X.dtype, device=X.device))
+        prior = self.prior.to(dtype=X.dtype, device=X.device)
         likelihood = moved(likelihood, X.device, X.dtype)
 
         # The hooks, not the checked methods: a diverging trajectory may carry NaN, which is for the sampler to judge.
@@ -249,16 +248,10 @@ def _one_chain(value: Any) -> Any:
     return value
 
 
-def _site(
-    sites: Mapping[str, Tensor],
-    name: str,
-    size: int,
-    dtype: torch.dtype | None = None,
-    device: torch.device | None = None,
-) -> Tensor:
+def _site(sites: Mapping[str, Tensor], name: str, size: int, like: Tensor | None = None) -> Tensor:
     if name not in sites:
         raise DomainError(f"from_pyro: samples must have the site {name!r}, got {sorted(sites)}")
-    value = validation.tensor("from_pyro", name, sites[name], dtype=dtype, device=device).detach()
+    value = validation.tensor("from_pyro", name, sites[name], like=like).detach()
     if value.ndim != 3 or value.shape[-1] != size or 0 in value.shape[:2]:
         raise ShapeError(
             f"from_pyro: {name} must have shape (draws, {size}) or (chains, draws, {size}) with at least one draw, "

@@ -96,7 +96,7 @@ def sbc_ranks(draws: Tensor, truth: Tensor, *, generator: torch.Generator | None
         tensor([2])
     """
     validation.tensor("sbc_ranks", "truth", truth)
-    validation.tensor("sbc_ranks", "draws", draws, dtype=truth.dtype, device=truth.device)
+    validation.tensor("sbc_ranks", "draws", draws, like=truth)
     validation.noise_generator("sbc_ranks", generator)
     if draws.ndim < 2 or truth.shape != (*draws.shape[:1], *draws.shape[2:]) or draws.shape[1] == 0:
         raise ShapeError(
@@ -272,7 +272,7 @@ def sbc(
     if not hasattr(method, "fit") and not hasattr(method, "fit_batch"):
         raise DomainError(f"{where}: method must have fit or fit_batch, got a {type(method).__name__}")
     validation.inputs(where, X, prior.input_dim, batched=False)
-    validation.inputs(where, X_test, prior.input_dim, dtype=X.dtype, device=X.device, batched=False)
+    validation.inputs(where, X_test, prior.input_dim, like=X, batched=False)
     prior = prior.to(dtype=X.dtype, device=X.device)
     n, X_all = X.shape[0], torch.cat([X, X_test])
     known = likelihood

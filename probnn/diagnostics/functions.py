@@ -184,7 +184,7 @@ def _box(where: str, process: Any, bounds: Any) -> tuple[Tensor, Tensor]:
             f"{where}: bounds must have shape (2, {process.input_dim}), the lower and the upper ends, "
             f"got {tuple(bounds.shape)}"
         )
-    lower, upper = validation.tensor(where, "bounds", bounds, dtype=process.dtype, device=process.device)
+    lower, upper = validation.tensor(where, "bounds", bounds, like=process)
     if not (lower < upper).all():
         raise DomainError(f"{where}: every lower bound must be below its upper bound, got {bounds.tolist()}")
     return lower, upper

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +11,8 @@ from torch import Tensor
 
 from .. import random as rnd
 from ..equality import ByValue
-from ..errors import DomainError, UnsupportedError
+from ..errors import UnsupportedError
+from ..random import Device, Dtype, Shape, Source
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,13 @@ class Likelihood(ByValue, ABC):
         """Number of columns of :meth:`moments`: m, but one a class for `Categorical`."""
         return self.outcomes(channels)
 
+    @property
+    def _pyro(self) -> Any:
+        """Pyro's distributions, imported where one is needed: `import probnn` is not to wait for them."""
+        import pyro.distributions
+
+        return pyro.distributions
+
     @abstractmethod
     def distribution(self, f: Tensor, psi: Tensor) -> Any:
         """The Pyro distribution of Y: batch ``... x n``, event ``m``."""
@@ -47,6 +54,10 @@ class Likelihood(ByValue, ABC):
     def log_prob(self, Y: Tensor, f: Tensor, psi: Tensor, noise_variance: Tensor | None = None) -> Tensor:
         """Log density of Y ``... x n x m``, one a row: ``... x n``."""
         self._refuse(noise_variance)
+        return self._log_prob(Y, f, psi)
+
+    def _log_prob(self, Y: Tensor, f: Tensor, psi: Tensor) -> Tensor:
+        """The log density without known noise: in closed form where that is faster than building a distribution."""
         return self.distribution(f, psi).log_prob(Y)
 
     def log_prob_and_grad(
@@ -65,25 +76,29 @@ class Likelihood(ByValue, ABC):
         law = self.distribution(f, psi)
         return law.mean, law.variance
 
-    def sample(self, f: Tensor, psi: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-        """Draw outcomes ``... x n x m``."""
+    def predictive(self, f: Tensor, psi: Tensor, log_weights: Tensor | None) -> Any:
+        """The posterior of new outcomes given draws f ``... x S x n x c``; None: normal given f, with these moments."""
+        return None
+
+    def sample(self, f: Tensor, psi: Tensor, *, generator: Source = None) -> Tensor:
+        """Draw outcomes ``... x n x m``, numbers of the dtype of f whatever they count or name."""
         with rnd.forked(generator), torch.no_grad():
-            return self.distribution(f, psi).sample()
+            return self.distribution(f, psi).sample().to(f.dtype)
 
     def sample_prior(
-        self,
-        sample_shape: Sequence[int] = (),
-        *,
-        generator: torch.Generator | None = None,
-        dtype: torch.dtype | None = None,
-        device: torch.device | None = None,
+        self, sample_shape: Shape = (), *, generator: Source = None, dtype: Dtype = None, device: Device = None
     ) -> Tensor:
         """Draw psi from its prior, ``sample_shape x R``."""
-        return torch.zeros(*sample_shape, self.num_parameters, dtype=dtype, device=device)
+        z = rnd.normal((*sample_shape, self.num_parameters), generator=generator, dtype=dtype, device=device)
+        return self._from_normal_scores(z)
 
-    def prior_median(self, *, dtype: torch.dtype | None = None, device: torch.device | None = None) -> Tensor:
+    def prior_median(self, *, dtype: Dtype = None, device: Device = None) -> Tensor:
         """The median of psi under its prior, of length R."""
-        return torch.zeros(self.num_parameters, dtype=dtype, device=device)
+        return self._from_normal_scores(torch.zeros(self.num_parameters, dtype=dtype, device=device))
+
+    def _from_normal_scores(self, z: Tensor) -> Tensor:
+        """psi of which standard normal z ``... x R`` are the scores under its prior: increasing in every entry."""
+        return torch.zeros_like(z)
 
     def log_prior(self, psi: Tensor) -> Tensor:
         """Log prior density of psi ``... x R``, in the unconstrained coordinates."""
@@ -111,8 +126,3 @@ class Likelihood(ByValue, ABC):
                 f"{type(self).__name__}: noise_variance is known noise of a Gaussian likelihood; "
                 "leave it out, or use likelihoods.Gaussian"
             )
-
-    def _check_channels(self, channels: int, divisor: int) -> int:
-        if channels % divisor:
-            raise DomainError(f"{type(self).__name__}: needs a multiple of {divisor} channels, got {channels}")
-        return channels // divisor

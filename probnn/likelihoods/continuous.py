@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .. import random as rnd
 from .. import validation
-from ..errors import ShapeError
+from ..errors import DomainError, ShapeError
 from .base import Likelihood
 
 _LOG_2PI = math.log(2 * math.pi)
@@ -49,13 +47,10 @@ class _LogScale(Likelihood):
     def check_outcomes(self, where: str, Y: Tensor) -> None:
         """There must be one noise for all outcomes, or one for each."""
         m = Y.shape[-1]
-        levels = {"levels": self.levels} if self.noise is None else {}
-        for name in ("noise", "noise_median", "noise_spread"):
+        inferred = {"levels": m, "noise_median": self.levels, "noise_spread": self.levels}
+        for name, own in (inferred if self.noise is None else {"noise": m}).items():
             value = getattr(self, name)
-            if torch.is_tensor(value) and value.ndim and (name == "noise" or self.noise is None):
-                levels[name] = value.shape[-1]
-        for name, given in levels.items():
-            own = self.levels if name in ("noise_median", "noise_spread") else m
+            given = value if name == "levels" else torch.atleast_1d(torch.as_tensor(value)).shape[-1]
             if given not in (1, own):
                 raise ShapeError(
                     f"{where}: likelihoods.{type(self).__name__} must have {'1' if own == 1 else f'1 or {own}'} noise "
@@ -66,23 +61,10 @@ class _LogScale(Likelihood):
         median = torch.as_tensor(self.noise_median, dtype=like.dtype, device=like.device)
         return median.log(), torch.as_tensor(self.noise_spread, dtype=like.dtype, device=like.device)
 
-    def sample_prior(
-        self,
-        sample_shape: Sequence[int] = (),
-        *,
-        generator: torch.Generator | None = None,
-        dtype: torch.dtype | None = None,
-        device: torch.device | None = None,
-    ) -> Tensor:
-        """Draw log scales from their normal prior, ``sample_shape x R``."""
-        z = rnd.normal((*sample_shape, self.num_parameters), generator=generator, dtype=dtype, device=device)
+    def _from_normal_scores(self, z: Tensor) -> Tensor:
+        """Log scales from their normal prior."""
         centre, spread = self._centre(z)
         return centre + spread * z
-
-    def prior_median(self, *, dtype: torch.dtype | None = None, device: torch.device | None = None) -> Tensor:
-        """The log of `noise_median`, R times."""
-        zero = torch.zeros(self.num_parameters, dtype=dtype, device=device)
-        return zero + self._centre(zero)[0]
 
     def log_prior(self, psi: Tensor) -> Tensor:
         """Normal log density of the log scales, summed over R."""
@@ -121,9 +103,7 @@ class Gaussian(_LogScale):
 
     def distribution(self, f: Tensor, psi: Tensor) -> Any:
         """Independent normal outcomes."""
-        import pyro.distributions as dist
-
-        return dist.Normal(f, self.log_scale(psi).exp().expand_as(f), validate_args=False).to_event(1)
+        return self._pyro.Normal(f, self.log_scale(psi).exp().expand_as(f), validate_args=False).to_event(1)
 
     def _log_variance(self, psi: Tensor, noise_variance: Tensor | None) -> Tensor:
         return 2 * self.log_scale(psi) if noise_variance is None else noise_variance.log()
@@ -186,15 +166,11 @@ class StudentT(_LogScale):
 
     def distribution(self, f: Tensor, psi: Tensor) -> Any:
         """Independent Student-t outcomes."""
-        import pyro.distributions as dist
-
         df = torch.as_tensor(self.df, dtype=f.dtype, device=f.device)
         scale = self.log_scale(psi).exp().expand_as(f)
-        return dist.StudentT(df.expand_as(f), f, scale, validate_args=False).to_event(1)
+        return self._pyro.StudentT(df.expand_as(f), f, scale, validate_args=False).to_event(1)
 
-    def log_prob(self, Y: Tensor, f: Tensor, psi: Tensor, noise_variance: Tensor | None = None) -> Tensor:
-        """Closed form, one a row."""
-        self._refuse(noise_variance)
+    def _log_prob(self, Y: Tensor, f: Tensor, psi: Tensor) -> Tensor:
         df, log_scale = torch.as_tensor(self.df, dtype=f.dtype, device=f.device), self.log_scale(psi)
         kernel = 0.5 * (df + 1) * torch.log1p(((Y - f) * (-log_scale).exp()).square() / df)
         constant = torch.lgamma(0.5 * (df + 1)) - torch.lgamma(0.5 * df) - 0.5 * (df * math.pi).log()
@@ -238,12 +214,14 @@ class Heteroscedastic(Likelihood):
         validation.positive("likelihoods.Heteroscedastic", "noise_median", self.noise_median)
 
     def channels(self, num_outcomes: int) -> int:
-        """Two a outcome."""
+        """Two an outcome."""
         return 2 * num_outcomes
 
     def outcomes(self, channels: int) -> int:
         """Half of the channels."""
-        return self._check_channels(channels, 2)
+        if channels % 2:
+            raise DomainError(f"Heteroscedastic: needs a multiple of 2 channels, got {channels}")
+        return channels // 2
 
     def _split(self, f: Tensor) -> tuple[Tensor, Tensor]:
         mean, log_sd = f.chunk(2, -1)
@@ -251,14 +229,10 @@ class Heteroscedastic(Likelihood):
 
     def distribution(self, f: Tensor, psi: Tensor) -> Any:
         """Independent normal outcomes."""
-        import pyro.distributions as dist
-
         mean, log_sd = self._split(f)
-        return dist.Normal(mean, log_sd.exp(), validate_args=False).to_event(1)
+        return self._pyro.Normal(mean, log_sd.exp(), validate_args=False).to_event(1)
 
-    def log_prob(self, Y: Tensor, f: Tensor, psi: Tensor, noise_variance: Tensor | None = None) -> Tensor:
-        """Closed form, one a row."""
-        self._refuse(noise_variance)
+    def _log_prob(self, Y: Tensor, f: Tensor, psi: Tensor) -> Tensor:
         mean, log_sd = self._split(f)
         return (-0.5 * ((Y - mean) * (-log_sd).exp()).square() - log_sd - 0.5 * _LOG_2PI).sum(-1)
 

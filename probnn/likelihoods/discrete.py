@@ -27,13 +27,10 @@ class Bernoulli(Likelihood):
 
     def distribution(self, f: Tensor, psi: Tensor) -> Any:
         """Independent Bernoulli outcomes with logits f."""
-        import pyro.distributions as dist
+        return self._pyro.Bernoulli(logits=f, validate_args=False).to_event(1)
 
-        return dist.Bernoulli(logits=f, validate_args=False).to_event(1)
-
-    def log_prob(self, Y: Tensor, f: Tensor, psi: Tensor, noise_variance: Tensor | None = None) -> Tensor:
+    def _log_prob(self, Y: Tensor, f: Tensor, psi: Tensor) -> Tensor:
         """:math:`yf - \\log(1 + e^f)`, one a row."""
-        self._refuse(noise_variance)
         return (Y * f - torch.nn.functional.softplus(f)).sum(-1)
 
     def moments(self, f: Tensor, psi: Tensor) -> tuple[Tensor, Tensor]:
@@ -86,20 +83,13 @@ class Categorical(Likelihood):
 
     def distribution(self, f: Tensor, psi: Tensor) -> Any:
         """The class as an event of one column."""
-        import pyro.distributions as dist
+        return self._pyro.Categorical(logits=f.unsqueeze(-2), validate_args=False).to_event(1)
 
-        return dist.Categorical(logits=f.unsqueeze(-2), validate_args=False).to_event(1)
-
-    def log_prob(self, Y: Tensor, f: Tensor, psi: Tensor, noise_variance: Tensor | None = None) -> Tensor:
+    def _log_prob(self, Y: Tensor, f: Tensor, psi: Tensor) -> Tensor:
         """Log-softmax at the class, one a row."""
-        self._refuse(noise_variance)
         logits = f.log_softmax(-1)
         classes = Y.long().expand(*torch.broadcast_shapes(Y.shape[:-1], f.shape[:-1]), 1)
         return logits.expand(*classes.shape[:-1], -1).gather(-1, classes).squeeze(-1)
-
-    def sample(self, f: Tensor, psi: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-        """Classes as numbers of the dtype of f."""
-        return super().sample(f, psi, generator=generator).to(f.dtype)
 
     def moments(self, f: Tensor, psi: Tensor) -> tuple[Tensor, Tensor]:
         """The class probabilities p, and p(1 - p)."""
@@ -127,18 +117,11 @@ class Poisson(Likelihood):
 
     def distribution(self, f: Tensor, psi: Tensor) -> Any:
         """Independent Poisson outcomes."""
-        import pyro.distributions as dist
+        return self._pyro.Poisson(f.exp(), validate_args=False).to_event(1)
 
-        return dist.Poisson(f.exp(), validate_args=False).to_event(1)
-
-    def log_prob(self, Y: Tensor, f: Tensor, psi: Tensor, noise_variance: Tensor | None = None) -> Tensor:
+    def _log_prob(self, Y: Tensor, f: Tensor, psi: Tensor) -> Tensor:
         """:math:`yf - e^f - \\log y!`, one a row."""
-        self._refuse(noise_variance)
         return (Y * f - f.exp() - torch.lgamma(Y + 1)).sum(-1)
-
-    def moments(self, f: Tensor, psi: Tensor) -> tuple[Tensor, Tensor]:
-        """The rate, twice."""
-        return f.exp(), f.exp()
 
     def check_outcomes(self, where: str, Y: Tensor) -> None:
         """Y must be whole numbers >= 0."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from itertools import repeat
 
 import torch
 from torch import Tensor
@@ -54,13 +55,9 @@ class Network(ABC):
         flat, rows, restore, _ = _stack(params, X)
         per_draw = max(1, rows.shape[-2] * self._width * flat.element_size())
         chunk = max(1, CHUNK_BYTES // per_draw)
-        if flat.shape[0] <= chunk:
-            return restore(self._stacked(flat, rows))
-        parts = [
-            self._stacked(flat[i : i + chunk], rows if rows.shape[0] == 1 else rows[i : i + chunk])
-            for i in range(0, flat.shape[0], chunk)
-        ]
-        return restore(torch.cat(parts))
+        of_draws = repeat(rows) if rows.shape[0] == 1 else rows.split(chunk)
+        parts = [self._stacked(p, x) for p, x in zip(flat.split(chunk), of_draws, strict=False)]
+        return restore(parts[0] if len(parts) == 1 else torch.cat(parts))
 
     def pullback(self, params: Tensor, X: Tensor) -> tuple[Tensor, Pullback]:
         """The value, and the map from a cotangent of the value to that of `params`.
@@ -74,10 +71,7 @@ class Network(ABC):
         return restore(value), lambda cotangent: back(collect(cotangent)).reshape(params.shape)
 
     def _stacked_pullback(self, params: Tensor, X: Tensor) -> tuple[Tensor, Pullback]:
-        with torch.enable_grad():
-            leaf = params.detach().requires_grad_(True)
-            value = self._stacked(leaf, X)
-        return value.detach(), lambda cotangent: torch.autograd.grad(value, leaf, cotangent)[0]
+        return pullback_of(lambda leaf: self._stacked(leaf, X), params)
 
     def _check(self, params: Tensor, X: Tensor) -> None:
         name = type(self).__name__
@@ -94,6 +88,14 @@ class Network(ABC):
             raise ShapeError(f"{name}: params must have shape (..., {self.num_parameters}), got {tuple(params.shape)}")
         if X.ndim < 2 or X.shape[-1] != self.input_dim:
             raise ShapeError(f"{name}: X must have shape (..., n, {self.input_dim}), got {tuple(X.shape)}")
+
+
+def pullback_of(function: Callable[[Tensor], Tensor], at: Tensor) -> tuple[Tensor, Pullback]:
+    """The value of a function, and the map from its cotangent to that of the argument, by automatic differentiation."""
+    with torch.enable_grad():
+        leaf = at.detach().requires_grad_(True)
+        value = function(leaf)
+    return value.detach(), lambda cotangent: torch.autograd.grad(value, leaf, cotangent)[0]
 
 
 def _stack(params: Tensor, X: Tensor) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -75,35 +77,27 @@ class MLP(Network):
         hidden = tuple(validation.positive_int("MLP", "every width in hidden", width) for width in self.hidden)
         object.__setattr__(self, "hidden", hidden)
         validation.choice("MLP", "activation", self.activation, tuple(ACTIVATIONS))
-        # Built once: the layout is asked for at every evaluation.
+
+    @cached_property
+    def layout(self) -> Layout:
+        """Blocks ``layers.i.weight`` (out x in) and ``layers.i.bias`` (out)."""
         blocks: list[Block] = []
-        for i, (a, b) in enumerate(self._layers):
+        for i, (a, b) in enumerate(pairwise((self.input_dim, *self.hidden, self.output_dim))):
             out = (0,) if i < len(self.hidden) else ()
             into = (1,) if i > 0 else ()
             blocks.append(Block(f"layers.{i}.weight", (b, a), a, out + into, "weight"))
             blocks.append(Block(f"layers.{i}.bias", (b,), a, out, "bias"))
-        object.__setattr__(self, "_layout", Layout(tuple(blocks)))
-
-    @property
-    def layout(self) -> Layout:
-        """Blocks ``layers.i.weight`` (out x in) and ``layers.i.bias`` (out)."""
-        return self._layout  # type: ignore[attr-defined]
-
-    @property
-    def _layers(self) -> list[tuple[int, int]]:
-        sizes = (self.input_dim, *self.hidden, self.output_dim)
-        return list(zip(sizes, sizes[1:], strict=False))
+        return Layout(tuple(blocks))
 
     @property
     def _width(self) -> int:
-        return max(self.output_dim, *self.hidden) if self.hidden else self.output_dim
+        return max((*self.hidden, self.output_dim))
 
     def _affine(self, params: Tensor) -> list[tuple[Tensor, Tensor]]:
-        out, at = [], 0
-        for a, b in self._layers:
-            weight = params[:, at : at + a * b].unflatten(-1, (b, a))
-            out.append((weight, params[:, at + a * b : at + a * b + b].unsqueeze(-2)))
-            at += a * b + b
+        """Weights ``S x out x in`` and biases ``S x 1 x out`` of every layer, as views."""
+        out, blocks = [], self.layout.slices()
+        for (weight, of_weight), (_, of_bias) in zip(blocks, blocks, strict=True):
+            out.append((params[:, of_weight].unflatten(-1, weight.shape), params[:, of_bias].unsqueeze(-2)))
         return out
 
     def _stacked(self, params: Tensor, X: Tensor) -> Tensor:
@@ -134,17 +128,15 @@ class MLP(Network):
         def back(cotangent: Tensor) -> Tensor:
             with torch.no_grad():
                 grad = params.new_empty(params.shape)
-                delta, into, at = cotangent, last, params.shape[-1]
-                for i in range(len(layers) - 1, -1, -1):
-                    a, b = self._layers[i]
-                    at -= a * b + b
-                    torch.sum(delta, -2, out=grad[:, at + a * b : at + a * b + b])
-                    of_weight = grad[:, at : at + a * b].unflatten(-1, (b, a))
+                delta, into = cotangent, last
+                for i, (of_weight, of_bias) in reversed(list(enumerate(self._affine(grad)))):
+                    torch.sum(delta, -2, keepdim=True, out=of_bias)
                     # One product each, in the order that runs along memory (out= of a strided view does not).
-                    of_weight.copy_(torch.bmm(delta.mT, into) if b == 1 else _into_delta(into, delta, X, i).mT)
+                    single = delta.shape[-1] == 1
+                    of_weight.copy_(torch.bmm(delta.mT, into) if single else _into_delta(into, delta, X, i).mT)
                     if i > 0:
                         weight, (into, pre, post) = layers[i][0], kept[i - 1]
-                        delta = delta * weight if b == 1 else torch.bmm(delta, weight)
+                        delta = delta * weight if single else torch.bmm(delta, weight)
                         delta = pull(delta, pre, post)
                 return grad
 

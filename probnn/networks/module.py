@@ -67,17 +67,16 @@ class ModuleNetwork(Network):
         rule = f"ModuleNetwork: the module must map (3, {self.input_dim}) to (3, {self.output_dim})"
         like = next(iter(named.values()))
         X = 2 * rnd.uniform((3, self.input_dim), generator=generator, like=like) - 1
-        try:
-            out = module(X)
-        except Exception as error:  # whatever a module of somebody else's raises
-            raise ShapeError(f"{rule}, it raises {type(error).__name__}: {error}; set input_dim to match it") from error
-        if not torch.is_tensor(out) or tuple(out.shape) != (3, self.output_dim):
-            got = tuple(out.shape) if torch.is_tensor(out) else f"a {type(out).__name__}"
-            raise ShapeError(f"{rule}, it gives {got}; set input_dim and output_dim to match it")
-        # Not at the module's own weights alone: a last layer that starts at zero would hide everything before it.
+        # Not at the module's own weights: a last layer that starts at zero would hide everything before it.
         moved = {k: p + 0.5 * rnd.normal(p.shape, generator=generator, like=p) for k, p in named.items()}
         try:
             whole = torch.func.functional_call(module, moved, (X,))
+        except Exception as error:  # whatever a module of somebody else's raises
+            raise ShapeError(f"{rule}, it raises {type(error).__name__}: {error}; set input_dim to match it") from error
+        if not torch.is_tensor(whole) or tuple(whole.shape) != (3, self.output_dim):
+            got = tuple(whole.shape) if torch.is_tensor(whole) else f"a {type(whole).__name__}"
+            raise ShapeError(f"{rule}, it gives {got}; set input_dim and output_dim to match it")
+        try:
             alone = torch.cat([torch.func.functional_call(module, moved, (x,)) for x in X.split(1)])
         except Exception as error:
             raise DomainError(

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..errors import DomainError, NonFiniteError, ShapeError, UnsupportedError
 from ..random import normal, uniform
+from ..validation import indices as check_indices
 from ..validation import sample_shape as check_sample_shape
 from .mixture import mixture_quantile, root
 
@@ -55,13 +56,12 @@ class DrawsPosterior(Posterior):
     def __init__(
         self, values: Tensor, log_weights: Tensor | None = None, noise_std: Tensor | None = None, *, salt: int = 0
     ) -> None:
-        given = {"values": values, "log_weights": log_weights, "noise_std": noise_std}
-        got = "got " + ", ".join(f"{name} {_describe(x)}" for name, x in given.items() if x is not None)
+        optional = {"log_weights": log_weights, "noise_std": noise_std}
+        given = {"values": values} | {name: x for name, x in optional.items() if x is not None}
+        got = "got " + ", ".join(f"{name} {_describe(x)}" for name, x in given.items())
         for name, x in given.items():
-            if x is None and name != "values":
-                continue
             alike = torch.is_tensor(x) and (x.dtype, x.device) == (values.dtype, values.device)
-            if x is None or not alike or not x.is_floating_point():
+            if not alike or not x.is_floating_point():
                 raise DomainError(f"DrawsPosterior: {name} must be a floating-point tensor like values, {got}; use .to")
             if x.isnan().any() or (name == "log_weights" and x.isposinf().any()):
                 raise NonFiniteError(f"DrawsPosterior: {name} must not hold NaN or log-weights of +inf, {got}")
@@ -198,23 +198,22 @@ class DrawsPosterior(Posterior):
             raise DomainError(f"DrawsPosterior.quantile: value must lie strictly between 0 and 1, got {value!r}")
         p = p.reshape(p.shape + (1,) * self.values.ndim)
         w, values, noise = self._components()
-        if noise is not None:
-            noise = noise.expand(self.values.shape)
-            atoms = (w > 0) & (noise == 0)
-            if not atoms.any():
-                return mixture_quantile(p, w, values, noise).squeeze(-3)
-            only = (atoms | (w <= 0)).all(-3, keepdim=True)  # nothing but point masses: order statistics, as below
-            mixed = mixture_quantile(p, w, values, torch.where(only, 1.0, noise)).squeeze(-3)
-            return torch.where(only.squeeze(-3), self._order_statistic(p, w), mixed)
-        return self._order_statistic(p, w)
+        if noise is None:
+            return self._order_statistic(p, w)
+        noise = noise.expand(self.values.shape)
+        atoms = (w > 0) & (noise == 0)
+        if not atoms.any():
+            return mixture_quantile(p, w, values, noise).squeeze(-3)
+        only = (atoms | (w <= 0)).all(-3, keepdim=True)  # nothing but point masses: order statistics again
+        mixed = mixture_quantile(p, w, values, torch.where(only, 1.0, noise)).squeeze(-3)
+        return torch.where(only.squeeze(-3), self._order_statistic(p, w), mixed)
 
     def _order_statistic(self, p: Tensor, w: Tensor) -> Tensor:
         """Weighted quantiles of the values alone."""
-        values = self.values
         ordered, order = self.values.sort(-3)
         cdf = w.detach().double().expand(self.values.shape).gather(-3, order).cumsum(-3)
         # The slack absorbs the rounding of the sum, so that p = k / S of equal weights is the k-th draw.
-        below = cdf < (p.double() - values.shape[-3] * torch.finfo(self.dtype).eps) * cdf[..., -1:, :, :]
+        below = cdf < (p.double() - self.values.shape[-3] * torch.finfo(self.dtype).eps) * cdf[..., -1:, :, :]
         return ordered.expand(below.shape).gather(-3, below.sum(-3, keepdim=True)).squeeze(-3)
 
     def log_density(self, y: Tensor | float) -> Tensor:
@@ -327,9 +326,8 @@ class DrawsPosterior(Posterior):
         Raises:
             DomainError: If there is no index, or one is not an integer from -m to m - 1.
         """
-        m, indices = self.event_shape[-1], list(output_indices)
-        if not indices or any(isinstance(i, bool) or not isinstance(i, int) or not -m <= i < m for i in indices):
-            raise DomainError(f"DrawsPosterior.select: output_indices must be from {-m} to {m - 1}, got {indices}")
+        m = self.event_shape[-1]
+        indices = check_indices("DrawsPosterior.select", "output_indices", output_indices, m)
         noise = None if self.noise_std is None else self.noise_std.expand(*self.noise_std.shape[:-1], m)[..., indices]
         return DrawsPosterior(self.values[..., indices], self.log_weights, noise, salt=self.salt)
 

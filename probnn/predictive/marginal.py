@@ -5,26 +5,26 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from botorch.posteriors import Posterior
-from botorch.sampling.base import MCSampler
-from botorch.sampling.get_sampler import GetSampler, get_sampler
+from botorch.posteriors import Posterior, TransformedPosterior
 from torch import Tensor
 
 from ..errors import UnsupportedError
 
 
-class MarginalPosterior(Posterior):
+class MarginalPosterior(TransformedPosterior):
     """A posterior whose joint law over several points is unknown.
 
     Means, variances, quantiles and densities are those of `posterior`; samples are refused where
-    q > 1, because they would pretend that the points are independent.
+    q > 1, because they would pretend that the points are independent. To BoTorch it is a transformed
+    posterior that transforms nothing, so it takes the sampler of `posterior`.
 
     Args:
         posterior: The posterior to read marginals from.
         name: Whose prediction it is, for messages.
     """
 
-    def __init__(self, posterior: Any, name: str = "the process"):
+    def __init__(self, posterior: Posterior, name: str = "the process"):
+        super().__init__(posterior, sample_transform=torch.positive)  # which returns what it is given
         self.posterior, self.name = posterior, name
 
     def __getattr__(self, attribute: str) -> Any:
@@ -41,27 +41,14 @@ class MarginalPosterior(Posterior):
             )
 
     @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of the samples."""
-        return self.posterior.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """The device of the samples."""
-        return self.posterior.device
-
-    @property
-    def base_sample_shape(self) -> torch.Size:
+    def mean(self) -> Tensor:
         """As of `posterior`."""
-        return self.posterior.base_sample_shape
+        return self.posterior.mean
 
     @property
-    def batch_range(self) -> tuple[int, int]:
+    def variance(self) -> Tensor:
         """As of `posterior`."""
-        return self.posterior.batch_range
-
-    def _extended_shape(self, sample_shape: torch.Size = torch.Size()) -> torch.Size:
-        return self.posterior._extended_shape(sample_shape)
+        return self.posterior.variance
 
     def quantile(self, value: Tensor) -> Tensor:
         """As of `posterior`."""
@@ -74,30 +61,9 @@ class MarginalPosterior(Posterior):
     def rsample(self, sample_shape: torch.Size | None = None) -> Tensor:
         """Samples at one point, ``sample_shape x ... x 1 x m``."""
         self._check()
-        return self.posterior.rsample(sample_shape)
+        return super().rsample(sample_shape)
 
     def rsample_from_base_samples(self, sample_shape: torch.Size, base_samples: Tensor) -> Tensor:
         """Samples at one point from given base samples."""
         self._check()
-        return self.posterior.rsample_from_base_samples(sample_shape, base_samples)
-
-
-class _Unwrap(MCSampler):
-    """The sampler of the posterior inside, where sampling is allowed."""
-
-    def __init__(self, inner: MCSampler):
-        super().__init__(sample_shape=inner.sample_shape, seed=inner.seed)
-        self.inner = inner
-
-    def forward(self, posterior: Posterior) -> Tensor:
-        if isinstance(posterior, MarginalPosterior):
-            posterior._check()
-            posterior = posterior.posterior
-        return self.inner(posterior)
-
-
-@GetSampler.register(MarginalPosterior)
-def _get_marginal_sampler(
-    posterior: MarginalPosterior, sample_shape: torch.Size, *, seed: int | None = None
-) -> MCSampler:
-    return _Unwrap(get_sampler(posterior.posterior, sample_shape, seed=seed))
+        return super().rsample_from_base_samples(sample_shape, base_samples)

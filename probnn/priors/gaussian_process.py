@@ -188,7 +188,7 @@ class GaussianProcess(StochasticProcess):
     @cached_property
     def _double(self) -> GaussianProcess:
         """The process in double precision: at close points single precision has no Cholesky factor."""
-        return self if self.dtype == torch.double else self.to(dtype=torch.double)  # type: ignore[return-value]
+        return self if self.dtype == torch.double else self.to(dtype=torch.double)
 
     @property
     def _parameters(self) -> dict[str, Tensor]:

@@ -129,12 +129,12 @@ class HierarchicalWeights(ScaledWeights):
 
     def weights(self, network: Layout, theta: Tensor) -> Tensor:
         """The network's weights of (z, u) ``... x P``: ``... x size``."""
-        return theta[..., : network.size] * _expand(network, self.sigma(network, theta))
+        return theta[..., : network.size] * network.expand(self.sigma(network, theta))
 
     def pullback(self, network: Layout, theta: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         """Closed form: dz = sigma dw, and du of a block is the sum of w dw over it."""
         with torch.no_grad():
-            sigma = _expand(network, self.sigma(network, theta))
+            sigma = network.expand(self.sigma(network, theta))
             weights = theta[..., : network.size] * sigma
 
         def back(cotangent: Tensor) -> Tensor:
@@ -192,10 +192,3 @@ def _log_gamma(a: Tensor, shape: tuple[int, ...], generator: torch.Generator | N
     concentration = a.to(at).expand(shape)
     with rnd.forked(generator):
         return dist.Gamma(concentration, torch.ones_like(concentration)).rsample().log().to(a.device)
-
-
-def _expand(network: Layout, per_block: Tensor) -> Tensor:
-    """`Layout.expand` by concatenation: four times faster than repeating where there are many chains."""
-    lead = per_block.shape[:-1]
-    parts = zip(per_block.split(1, -1), network.blocks, strict=True)
-    return torch.cat([value.expand(*lead, block.size) for value, block in parts], -1)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import fields, is_dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from .. import io, validation
 from .. import random as rnd
 from ..errors import DomainError, UnsupportedError
 from ..likelihoods import Likelihood
+from ..random import Device, Dtype, Shape, Source
 
 if TYPE_CHECKING:  # BoTorch pulls in gpytorch and Pyro, too heavy for `import probnn`
     from botorch.posteriors import Posterior
@@ -31,10 +32,10 @@ class RandomFunctions:
     def __init__(self, evaluate: Callable[[Tensor], Tensor], sample_shape: torch.Size, process: StochasticProcess):
         self._evaluate = evaluate
         self.sample_shape, self.input_dim, self.output_dim = sample_shape, process.input_dim, process.output_dim
-        self._dtype, self._device = process.dtype, process.device
+        self._like = torch.empty(0, dtype=process.dtype, device=process.device)
 
     def __call__(self, X: Tensor) -> Tensor:
-        validation.inputs("RandomFunctions", X, self.input_dim, dtype=self._dtype, device=self._device)
+        validation.inputs("RandomFunctions", X, self.input_dim, like=self._like)
         return self._evaluate(X)
 
     def __repr__(self) -> str:
@@ -49,6 +50,10 @@ class StochasticProcess(ABC):
     it knows better :meth:`_sample`, :meth:`_sample_tasks`, :meth:`_predict`, :meth:`_condition`.
 
     Attributes:
+        input_dim: Number of inputs d.
+        output_dim: Number of channels c.
+        dtype: Precision of inputs, draws and predictions.
+        device: Where they live.
         joint: ``"exact"``, ``"copula"``, ``"autoregressive"`` or ``"independent"``: how values at
             several points hang together. None: only marginals are known, and joint draws raise.
         models: ``"function"``, or ``"outcome"`` for a process of noisy outcomes.
@@ -77,9 +82,7 @@ class StochasticProcess(ABC):
         """Number of columns of :meth:`predict`: m, but one a class for a categorical outcome."""
         return self.likelihood.predictions(self.output_dim) if self.likelihood else self.output_dim
 
-    def sample_functions(
-        self, sample_shape: Sequence[int] = (), *, generator: torch.Generator | None = None
-    ) -> RandomFunctions:
+    def sample_functions(self, sample_shape: Shape = (), *, generator: Source = None) -> RandomFunctions:
         """Draw functions that can be evaluated anywhere, any number of times.
 
         Args:
@@ -100,9 +103,7 @@ class StochasticProcess(ABC):
             )
         return RandomFunctions(self._sample_functions(shape, generator), shape, self)
 
-    def sample(
-        self, X: Tensor, sample_shape: Sequence[int] = (), *, generator: torch.Generator | None = None
-    ) -> Tensor:
+    def sample(self, X: Tensor, sample_shape: Shape = (), *, generator: Source = None) -> Tensor:
         """Draw function values; one function a sample index, shared by all batch elements of X.
 
         Args:
@@ -120,7 +121,7 @@ class StochasticProcess(ABC):
         shape = self._enter("sample", sample_shape, generator, X)
         return self._sample(X, shape, generator)
 
-    def sample_tasks(self, X: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+    def sample_tasks(self, X: Tensor, *, generator: Source = None) -> Tensor:
         """Draw an independent function for every batch element of X.
 
         Args:
@@ -158,7 +159,7 @@ class StochasticProcess(ABC):
             UnsupportedError: Noise is asked of a process without likelihood.
         """
         where = f"{type(self).__name__}.predict"
-        validation.inputs(where, X, self.input_dim, dtype=self.dtype, device=self.device)
+        validation.inputs(where, X, self.input_dim, like=self)
         if not isinstance(observation_noise, bool):
             raise DomainError(
                 f"{where}: observation_noise must be True or False, got {observation_noise!r}; noise of given "
@@ -192,7 +193,7 @@ class StochasticProcess(ABC):
             UnsupportedError: The process can only be fitted again.
         """
         where = f"{type(self).__name__}.condition"
-        validation.inputs(where, X, self.input_dim, dtype=self.dtype, device=self.device)
+        validation.inputs(where, X, self.input_dim, like=self)
         validation.outcomes(where, "Y", Y, X, self.num_outcomes)
         if noise_variance is not None:
             validation.variances(where, noise_variance, X, self.num_outcomes)
@@ -235,13 +236,7 @@ class StochasticProcess(ABC):
             "none; use predict(X) for its means, variances and quantiles, and sample(X, (256,)) for function values"
         )
 
-    def to(
-        self,
-        target: torch.dtype | torch.device | str | None = None,
-        *,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> StochasticProcess:
+    def to(self, target: torch.dtype | Device = None, *, device: Device = None, dtype: Dtype = None) -> Self:
         """A copy on another device or in another precision.
 
         Args:
@@ -261,11 +256,7 @@ class StochasticProcess(ABC):
             if (dtype if given == "dtype" else device) is not None:
                 raise DomainError(f"{where}: got a {given} twice; give it once")
             device, dtype = (device, target) if isinstance(target, torch.dtype) else (target, dtype)
-        return moved(
-            self,
-            None if device is None else validation.device(where, device),
-            None if dtype is None else validation.float_dtype(where, dtype),
-        )
+        return moved(self, validation.device(where, device), validation.float_dtype(where, dtype))
 
     def save(self, path: str) -> None:
         """Write the process to one file; :func:`probnn.load` gives it back.
@@ -278,11 +269,16 @@ class StochasticProcess(ABC):
         """
         io.save(self, path)
 
+    def _take(self, source: Any, *names: str) -> None:
+        """Have the attributes of these names as they are of `source`: for the `__post_init__` of a frozen dataclass."""
+        for name in names:
+            object.__setattr__(self, name, getattr(source, name))
+
     def _enter(self, verb: str, shape: Any, generator: Any, X: Tensor | None = None) -> torch.Size:
         where = f"{type(self).__name__}.{verb}"
         validation.noise_generator(where, generator)
         if X is not None:
-            validation.inputs(where, X, self.input_dim, dtype=self.dtype, device=self.device)
+            validation.inputs(where, X, self.input_dim, like=self)
             if self.joint is None and X.shape[-2] > 1:
                 raise UnsupportedError(
                     f"{where}: the process knows marginals only (joint=None), so no joint values at {X.shape[-2]} "
@@ -291,26 +287,31 @@ class StochasticProcess(ABC):
         return validation.sample_shape(where, shape)
 
     @abstractmethod
-    def _sample_functions(self, shape: torch.Size, generator: torch.Generator | None) -> Callable[[Tensor], Tensor]: ...
+    def _sample_functions(self, shape: torch.Size, generator: Source) -> Callable[[Tensor], Tensor]: ...
 
-    def _sample(self, X: Tensor, shape: torch.Size, generator: torch.Generator | None) -> Tensor:
+    def _sample(self, X: Tensor, shape: torch.Size, generator: Source) -> Tensor:
         return self._sample_functions(shape, generator)(X)
 
-    def _sample_tasks(self, X: Tensor, generator: torch.Generator | None) -> Tensor:
+    def _sample_tasks(self, X: Tensor, generator: Source) -> Tensor:
         tasks = [self._sample(x, torch.Size(), generator) for x in X.reshape(-1, *X.shape[-2:])]
-        if not tasks:
-            return X.new_empty(*X.shape[:-1], self.output_dim)
-        return torch.stack(tasks).reshape(*X.shape[:-1], self.output_dim)
+        values = torch.stack(tasks) if tasks else X.new_empty(0)
+        return values.reshape(*X.shape[:-1], self.output_dim)
 
     def _predict(self, X: Tensor, noise: bool) -> Posterior:
+        f = self._sample(X, torch.Size([256]), rnd.generator_from(0)).movedim(0, -3)
+        return self._of_draws(f, self._no_psi(f, 1), None, noise)
+
+    def _of_draws(self, f: Tensor, psi: Tensor, log_weights: Tensor | None, noise: bool) -> Posterior:
+        """The prediction of draws f ``... x S x n x c`` with psi ``S x 1 x R`` beside them."""
         from ..predictive import DrawsPosterior
         from ..predictive.mixture import root
 
-        f = self._sample(X, torch.Size([256]), rnd.generator_from(0)).movedim(0, -3)
         if self.likelihood is None:
-            return DrawsPosterior(f)
-        mean, variance = self.likelihood.moments(f, self._no_psi(f, 1))
-        return DrawsPosterior(mean, noise_std=root(variance) if noise else None)
+            return DrawsPosterior(f, log_weights)
+        if noise and (law := self.likelihood.predictive(f, psi, log_weights)) is not None:
+            return law
+        mean, variance = self.likelihood.moments(f, psi)
+        return DrawsPosterior(mean, log_weights, root(variance) if noise else None)
 
     def _no_psi(self, like: Tensor, *shape: int) -> Tensor:
         """psi ``shape x 0`` of a process without draws of psi; zeros for an inferred one would be a noise of 1."""

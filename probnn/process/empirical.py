@@ -15,6 +15,7 @@ from .. import validation
 from ..errors import DegenerateWeightsWarning, DomainError, ShapeError, UnsupportedError, user_level
 from ..likelihoods import Likelihood
 from ..networks import Layout
+from ..random import Source
 from .base import StochasticProcess
 from .parametric import ParametricProcess
 
@@ -61,52 +62,31 @@ class EmpiricalProcess(ParametricProcess):
     info: Any = None
 
     def __post_init__(self) -> None:
-        for name in ("theta", "psi"):
-            if not torch.is_tensor(getattr(self, name)):
-                raise DomainError(
-                    f"EmpiricalProcess: {name} must be a torch tensor, got a {type(getattr(self, name)).__name__}"
-                    + ("; without parameters of the likelihood it is theta[..., :0]" if name == "psi" else "")
-                )
-        expected = (*self.theta.shape[:2], self.base.num_parameters)
-        if self.theta.ndim != 3 or tuple(self.theta.shape) != expected or 0 in self.theta.shape[:2]:
+        validation.tensor("EmpiricalProcess", "theta", self.theta)
+        if not torch.is_tensor(self.psi):
+            raise DomainError(
+                f"EmpiricalProcess: psi must be a torch tensor, got a {type(self.psi).__name__}; "
+                "without parameters of the likelihood it is theta[..., :0]"
+            )
+        validation.tensor("EmpiricalProcess", "psi", self.psi, like=self.theta)
+        draws = tuple(self.theta.shape[:2])
+        if tuple(self.theta.shape) != (*draws, self.base.num_parameters) or 0 in draws:
             raise ShapeError(
                 f"EmpiricalProcess: theta must have shape (chains, draws, {self.base.num_parameters}) with at least "
                 f"one draw, got {tuple(self.theta.shape)}"
             )
         R = self.likelihood.num_parameters if self.likelihood else 0
-        if tuple(self.psi.shape) != (*self.theta.shape[:2], R):
-            raise ShapeError(
-                f"EmpiricalProcess: psi must have shape {(*self.theta.shape[:2], R)}, got {tuple(self.psi.shape)}"
-            )
-        validation.tensor("EmpiricalProcess", "theta", self.theta)
-        validation.tensor("EmpiricalProcess", "psi", self.psi, dtype=self.theta.dtype, device=self.theta.device)
+        if tuple(self.psi.shape) != (*draws, R):
+            raise ShapeError(f"EmpiricalProcess: psi must have shape {(*draws, R)}, got {tuple(self.psi.shape)}")
         if self.log_weights is not None:
             validation.log_weights("EmpiricalProcess", self.log_weights, self.num_draws, self.theta)
+        self._take(self.base, "input_dim", "output_dim")
+        self._take(self.theta, "dtype", "device")
 
     @property
     def prior(self) -> StochasticProcess | None:  # type: ignore[override]
         """The prior of the fit."""
         return self.base.prior if self.base.prior is not None else self.base
-
-    @property
-    def input_dim(self) -> int:  # type: ignore[override]
-        """Number of inputs d."""
-        return self.base.input_dim
-
-    @property
-    def output_dim(self) -> int:  # type: ignore[override]
-        """Number of channels c."""
-        return self.base.output_dim
-
-    @property
-    def dtype(self) -> torch.dtype:  # type: ignore[override]
-        """Precision of the draws."""
-        return self.theta.dtype
-
-    @property
-    def device(self) -> torch.device:  # type: ignore[override]
-        """Where the draws live."""
-        return self.theta.device
 
     @property
     def layout(self) -> Layout:
@@ -176,14 +156,14 @@ class EmpiricalProcess(ParametricProcess):
             )
         return weights
 
-    def _sample_joint(self, shape: torch.Size, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+    def _sample_joint(self, shape: torch.Size, generator: Source) -> tuple[Tensor, Tensor]:
         weights = self._single_weights("sample").double()
         u = rnd.uniform((shape.numel(),), generator=generator, dtype=torch.double, device=self.device)
         index = torch.searchsorted(weights.cumsum(0), u, right=True).clamp_max(self.num_draws - 1)
         theta, psi = self.theta.flatten(0, 1)[index], self.psi.flatten(0, 1)[index]
         return theta.reshape(*shape, -1), psi.reshape(*shape, self.psi.shape[-1])
 
-    def _sample_parameters(self, shape: torch.Size, generator: torch.Generator | None) -> Tensor:
+    def _sample_parameters(self, shape: torch.Size, generator: Source) -> Tensor:
         return self._sample_joint(shape, generator)[0]
 
     def _apply(self, theta: Tensor, X: Tensor) -> Tensor:
@@ -191,18 +171,11 @@ class EmpiricalProcess(ParametricProcess):
 
     def _channels(self, X: Tensor) -> tuple[Tensor, Tensor]:
         """f ``... x S x n x c`` of every draw, and psi ``S x 1 x R`` beside it."""
-        theta = self.theta.flatten(0, 1)[(..., *(None,) * (X.ndim - 2), slice(None))]
-        return self._apply(theta, X).movedim(0, -3), self.psi.flatten(0, 1).unsqueeze(-2)
+        f = self._apply_each(self.theta.flatten(0, 1), X).movedim(0, -3)
+        return f, self.psi.flatten(0, 1).unsqueeze(-2)
 
     def _predict(self, X: Tensor, noise: bool) -> Posterior:
-        from ..predictive import DrawsPosterior
-        from ..predictive.mixture import root
-
-        f, psi = self._channels(X)
-        if self.likelihood is None:
-            return DrawsPosterior(f, self.log_weights)
-        mean, variance = self.likelihood.moments(f, psi)
-        return DrawsPosterior(mean, self.log_weights, root(variance) if noise else None)
+        return self._of_draws(*self._channels(X), self.log_weights, noise)
 
     def _condition(self, X: Tensor, Y: Tensor, noise_variance: Tensor | None) -> EmpiricalProcess:
         if self.likelihood is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +12,8 @@ from .. import random as rnd
 from .. import validation
 from ..errors import DomainError
 from ..networks import Layout, Network
+from ..networks.base import Pullback
+from ..random import Source
 from .parametric import ParametricProcess
 
 
@@ -58,34 +59,23 @@ class BayesianNetwork(ParametricProcess):
                 f"BayesianNetwork: weight_prior must be a weight prior such as probnn.priors.NormalWeights(), "
                 f"got a {type(prior).__name__}"
             )
-        dtype = None if self.dtype is None else validation.float_dtype("BayesianNetwork", self.dtype)
-        device = None if self.device is None else validation.device("BayesianNetwork", self.device)
+        where = "BayesianNetwork"
+        dtype, device = validation.float_dtype(where, self.dtype), validation.device(where, self.device)
         like = torch.empty(0, dtype=dtype, device=device)
-        object.__setattr__(self, "dtype", like.dtype)
-        object.__setattr__(self, "device", like.device)
+        self._take(like, "dtype", "device")
+        self._take(self.network, "input_dim", "output_dim")
         object.__setattr__(self, "_layout", prior.layout(layout))
         # One draw nobody sees, so that a prior made for another number of layers is refused here and not later.
         with torch.no_grad():
-            generator = rnd.generator_from(0, device=like.device)
-            theta = prior.sample(layout, (1,), generator=generator, dtype=like.dtype, device=like.device)
+            theta = self._sample_parameters(torch.Size([1]), rnd.generator_from(0, device=self.device))
             prior.weights(layout, theta)
-
-    @property
-    def input_dim(self) -> int:  # type: ignore[override]
-        """Number of inputs d."""
-        return self.network.input_dim
-
-    @property
-    def output_dim(self) -> int:  # type: ignore[override]
-        """Number of channels c."""
-        return self.network.output_dim
 
     @property
     def layout(self) -> Layout:
         """The blocks of theta: the coordinates the weight prior uses."""
         return self._layout  # type: ignore[attr-defined]
 
-    def _sample_parameters(self, shape: torch.Size, generator: torch.Generator | None) -> Tensor:
+    def _sample_parameters(self, shape: torch.Size, generator: Source) -> Tensor:
         prior = self.weight_prior
         return prior.sample(self.network.layout, shape, generator=generator, dtype=self.dtype, device=self.device)
 
@@ -98,7 +88,7 @@ class BayesianNetwork(ParametricProcess):
     def _apply(self, theta: Tensor, X: Tensor) -> Tensor:
         return self.network(self.weight_prior.weights(self.network.layout, theta), X)
 
-    def _pullback(self, theta: Tensor, X: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    def _pullback(self, theta: Tensor, X: Tensor) -> tuple[Tensor, Pullback]:
         weights, of_weights = self.weight_prior.pullback(self.network.layout, theta)
         value, of_network = self.network.pullback(weights, X)
         return value, lambda cotangent: of_weights(of_network(cotangent))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,6 +13,8 @@ from .. import random as rnd
 from .. import validation
 from ..errors import ShapeError, UnsupportedError
 from ..networks import Layout
+from ..networks.base import Pullback, pullback_of
+from ..random import Shape, Source
 from .base import StochasticProcess
 
 if TYPE_CHECKING:
@@ -38,9 +40,7 @@ class ParametricProcess(StochasticProcess):
         """Number of coordinates P."""
         return self.layout.size
 
-    def sample_parameters(
-        self, sample_shape: Sequence[int] = (), *, generator: torch.Generator | None = None
-    ) -> Tensor:
+    def sample_parameters(self, sample_shape: Shape = (), *, generator: Source = None) -> Tensor:
         """Draw parameters.
 
         Args:
@@ -82,8 +82,8 @@ class ParametricProcess(StochasticProcess):
         """
         self._check_theta("apply", theta)
         where = f"{type(self).__name__}.apply"
-        validation.inputs(where, X, self.input_dim, dtype=self.dtype, device=self.device)
-        return self._apply(theta[(..., *(None,) * (X.ndim - 2), slice(None))], X)
+        validation.inputs(where, X, self.input_dim, like=self)
+        return self._apply_each(theta, X)
 
     def draws(self, num_draws: int = 256, *, seed: int = 0) -> EmpiricalProcess:
         """Freeze draws of the parameters.
@@ -122,18 +122,18 @@ class ParametricProcess(StochasticProcess):
 
     def _check_theta(self, verb: str, theta: Tensor) -> Tensor:
         where = f"{type(self).__name__}.{verb}"
-        validation.tensor(where, "theta", theta, dtype=self.dtype, device=self.device)
+        validation.tensor(where, "theta", theta, like=self)
         if theta.shape[-1:] != (self.num_parameters,):
             raise ShapeError(f"{where}: theta must have shape (..., {self.num_parameters}), got {tuple(theta.shape)}")
         return theta
 
     @abstractmethod
-    def _sample_parameters(self, shape: torch.Size, generator: torch.Generator | None) -> Tensor: ...
+    def _sample_parameters(self, shape: torch.Size, generator: Source) -> Tensor: ...
 
     @abstractmethod
     def _apply(self, theta: Tensor, X: Tensor) -> Tensor: ...
 
-    def _sample_joint(self, shape: torch.Size, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+    def _sample_joint(self, shape: torch.Size, generator: Source) -> tuple[Tensor, Tensor]:
         """theta with the likelihood's psi; a fitted process that inferred psi overrides this."""
         theta = self._sample_parameters(shape, generator)
         return theta, self._no_psi(theta, *shape)
@@ -145,23 +145,22 @@ class ParametricProcess(StochasticProcess):
         )
 
     def _log_prob_and_grad(self, theta: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.enable_grad():
-            leaf = theta.detach().requires_grad_(True)
-            value = self._log_prob(leaf)
-            return value.detach(), torch.autograd.grad(value.sum(), leaf)[0]
+        value, pullback = pullback_of(self._log_prob, theta)
+        return value, pullback(torch.ones_like(value))
 
-    def _pullback(self, theta: Tensor, X: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    def _pullback(self, theta: Tensor, X: Tensor) -> tuple[Tensor, Pullback]:
         """Value of :meth:`_apply`, and the map from its cotangent to that of theta."""
-        with torch.enable_grad():
-            leaf = theta.detach().requires_grad_(True)
-            value = self._apply(leaf, X)
-        return value.detach(), lambda cotangent: torch.autograd.grad(value, leaf, cotangent)[0]
+        return pullback_of(lambda leaf: self._apply(leaf, X), theta)
 
-    def _sample_functions(self, shape: torch.Size, generator: torch.Generator | None) -> Callable[[Tensor], Tensor]:
+    def _apply_each(self, theta: Tensor, X: Tensor) -> Tensor:
+        """Values ``*s x ... x n x c`` of every theta ``*s x P`` at every X ``... x n x d``."""
+        return self._apply(theta[(..., *(None,) * (X.ndim - 2), slice(None))], X)
+
+    def _sample_functions(self, shape: torch.Size, generator: Source) -> Callable[[Tensor], Tensor]:
         theta = self._sample_parameters(shape, generator)
-        return lambda X: self._apply(theta[(..., *(None,) * (X.ndim - 2), slice(None))], X)
+        return lambda X: self._apply_each(theta, X)
 
-    def _sample_tasks(self, X: Tensor, generator: torch.Generator | None) -> Tensor:
+    def _sample_tasks(self, X: Tensor, generator: Source) -> Tensor:
         return self._apply(self._sample_parameters(X.shape[:-2], generator), X)
 
     def _predict(self, X: Tensor, noise: bool) -> Posterior:

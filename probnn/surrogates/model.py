@@ -162,7 +162,7 @@ class ProcessModel(Model):
         if isinstance(inner, DrawsPosterior):
             inner.salt = self._salt
         if given:
-            validation.tensor("ProcessModel.posterior", "observation_noise", observation_noise, dtype=X.dtype)
+            validation.tensor("ProcessModel.posterior", "observation_noise", observation_noise, like=X)
             posterior = _posteriors.with_noise(posterior, observation_noise)
         if hasattr(self, "outcome_transform"):
             posterior = _posteriors.untransform(posterior, self.outcome_transform, inside)
@@ -329,9 +329,9 @@ class ProcessModel(Model):
         transform = getattr(self, "input_transform", None)
         d = process.input_dim if transform is None else getattr(transform, "_d", None)
         if d is not None:
-            validation.inputs(where, X, d, dtype=process.dtype, device=process.device)
+            validation.inputs(where, X, d, like=process)
         else:
-            validation.tensor(where, "X", X, dtype=process.dtype, device=process.device)
+            validation.tensor(where, "X", X, like=process)
             if X.ndim < 2:
                 raise ShapeError(f"{where}: X must have shape (..., n, d), got {tuple(X.shape)}")
         return X if transform is None else transform(X)

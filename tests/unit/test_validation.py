@@ -77,6 +77,7 @@ def test_dtypes_of_a_process_are_floating_point(dtype: object) -> None:
     with pytest.raises(DomainError, match="dtype must be a floating-point dtype such as torch.float64"):
         validation.float_dtype("here", dtype)
     assert validation.float_dtype("here", torch.float32) is torch.float32
+    assert validation.float_dtype("here", None) is None
 
 
 @pytest.mark.parametrize("where_to", ["cudaa", "cuda:99", 3.5])
@@ -84,6 +85,7 @@ def test_devices_are_of_this_machine(where_to: object) -> None:
     with pytest.raises(DomainError, match=f"device must be one of this machine.*got {where_to!r}"):
         validation.device("here", where_to)
     assert validation.device("here", "cpu") == torch.device("cpu")
+    assert validation.device("here", None) is None
 
 
 def test_messages_use_the_names_of_the_caller() -> None:
@@ -93,7 +95,7 @@ def test_messages_use_the_names_of_the_caller() -> None:
     with pytest.raises(DomainError, match="noise must be positive"):
         validation.variances("here", torch.zeros(2, 1), X, 1, name="noise")
     with pytest.raises(DomainError, match=r"\.to\(dtype=\.\.\.\)"):
-        validation.inputs("here", X, 3, dtype=torch.float64)
+        validation.inputs("here", X, 3, like=X.double())
 
 
 @pytest.mark.parametrize("value", [0, -1, 1.5, True, "3", None, numpy.float64(3), numpy.bool_(True)])
