@@ -31,7 +31,7 @@ _NAMES = {
     "register_class": "io",
 }
 _MODULES = (
-    "bridges", "diagnostics", "errors", "inference", "io", "likelihoods", "networks", "optimization", "plots",
+    "bridges", "diagnostics", "errors", "inference", "io", "likelihoods", "moe", "networks", "optimization", "plots",
     "predictive", "priors", "process", "random", "surrogates", "testing",
 )  # fmt: skip
 
@@ -61,6 +61,7 @@ if TYPE_CHECKING:
         inference,
         io,
         likelihoods,
+        moe,
         networks,
         optimization,
         plots,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import probnn
-from probnn import likelihoods, priors
+from probnn import likelihoods, moe, priors
 from probnn import random as rnd
 
 DOUBLE = torch.float64
@@ -57,6 +57,11 @@ def empirical() -> Any:
     return probnn.EmpiricalProcess(prior, theta, psi, likelihood).condition(X, Y + 0.5)
 
 
+def mixture_of_experts(num_outcomes: int = 1, **options: Any) -> moe.MixtureOfExperts:
+    """A prior over mixtures of two experts."""
+    return moe.MixtureOfExperts(moe.GaussianMoE(2, 2, num_outcomes, **options), dtype=DOUBLE)
+
+
 WEIGHT_PRIORS: dict[str, Any] = {
     "normal": priors.NormalWeights(weight_scale=1.5, bias_scale=0.5),
     "normal by layer": priors.NormalWeights(weight_scale=(2.0, 1.0, 0.5), bias_scale=0.3, scaling="none"),
@@ -76,6 +81,11 @@ PROCESSES: dict[str, tuple[Callable[[], Any], float]] = {
         lambda: probnn.BayesianNetwork(
             probnn.ModuleNetwork(module(), input_dim=2), priors.NormalWeights(), dtype=DOUBLE
         ),
+        1e-9,
+    ),
+    "mixture of experts": (mixture_of_experts, 1e-9),
+    "mixture of experts, two outcomes": (
+        lambda: mixture_of_experts(2, gate=moe.ActivationGate(), expert=moe.PolynomialExpert(2), variance="shared"),
         1e-9,
     ),
     "draws": (empirical, 1e-9),
@@ -105,4 +115,6 @@ LIKELIHOODS: dict[str, Any] = {
     "bernoulli": likelihoods.Bernoulli(),
     "categorical": likelihoods.Categorical(3),
     "poisson": likelihoods.Poisson(),
+    "mixture": moe.GaussianMixture(3),
+    "mixture, fixed noise": moe.GaussianMixture(2, noise=0.3),
 }

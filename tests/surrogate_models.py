@@ -22,6 +22,7 @@ SMALL: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "ensemble": ({"size": S, "steps": 100}, {"hidden": (12, 12)}),
     "gp": ({}, {}),
     "laplace": ({"steps": 150, "num_starts": 2}, {"hidden": (8, 8)}),
+    "moe": ({"size": S}, {}),
     "vi": ({"steps": 200}, {"hidden": (12, 12)}),
 }
 ALL = tuple(SMALL)

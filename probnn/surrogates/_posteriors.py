@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from numbers import Integral
 from typing import Any, NoReturn
 
 import torch
@@ -14,7 +13,9 @@ from botorch.posteriors import GPyTorchPosterior, Posterior
 from gpytorch.distributions import MultitaskMultivariateNormal, MultivariateNormal
 from torch import Tensor
 
+from .. import validation
 from ..errors import DomainError, ShapeError, UnsupportedError
+from ..moe.draws import MixtureDrawsPosterior
 from ..predictive import DrawsPosterior, MarginalPosterior
 from ..predictive.draws import _Absent
 
@@ -87,6 +88,8 @@ def untransform(posterior: Posterior, transform: OutcomeTransform, X: Tensor) ->
         transform: The outcome transform.
         X: The transformed inputs, for transforms that depend on them.
     """
+    if isinstance(posterior, MixtureDrawsPosterior) and transform._is_linear:
+        return posterior.mapped(lambda mean, variance: transform.untransform(mean, variance, X=X.unsqueeze(-3)))
     if isinstance(posterior, DrawsPosterior) and (posterior.noise_std is None or transform._is_linear):
         variance = None if posterior.noise_std is None else posterior.noise_std.square()
         values, variance = transform.untransform(posterior.values, variance, X=X.unsqueeze(-3))
@@ -97,10 +100,7 @@ def untransform(posterior: Posterior, transform: OutcomeTransform, X: Tensor) ->
 
 def checked(outputs: Sequence[int], m: int) -> list[int]:
     """Indices of outcomes, counted from 0."""
-    indices = list(outputs)
-    if not indices or any(isinstance(i, bool) or not isinstance(i, Integral) or not -m <= i < m for i in indices):
-        raise DomainError(f"ProcessModel: indices of outputs must be integers from {-m} to {m - 1}, got {indices}")
-    return [int(i) % m for i in indices]
+    return validation.indices("ProcessModel", "indices of outputs", outputs, m)
 
 
 @_through_marginals

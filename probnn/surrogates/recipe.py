@@ -16,6 +16,7 @@ from .. import validation
 from ..errors import DomainError, ShapeError
 from ..inference import HMC, DeepEnsemble, Exact, InferenceMethod, Laplace, MeanFieldVI
 from ..likelihoods import Gaussian, Likelihood
+from ..moe import GaussianMixture, MoEPrior, WeightedBootstrap
 from ..priors import BNNPrior, GPPrior
 from ..process import StochasticProcess
 from . import _state
@@ -218,7 +219,7 @@ def _check_bounds(where: str, bounds: Any, X: Tensor) -> None:
     if not torch.is_tensor(bounds) or tuple(bounds.shape) != (2, d):
         got = tuple(bounds.shape) if torch.is_tensor(bounds) else f"a {type(bounds).__name__}"
         raise ShapeError(f"{where}: bounds must be a tensor of shape (2, {d}), lower above upper row, got {got}")
-    validation.tensor(where, "bounds", bounds, dtype=X.dtype, device=X.device)
+    validation.tensor(where, "bounds", bounds, like=X)
     if not (bounds[0] < bounds[1]).all():
         j = int((bounds[0] >= bounds[1]).nonzero()[0])
         raise DomainError(
@@ -324,3 +325,5 @@ register_surrogate("bnn-hmc", Surrogate(Inferred(BNNPrior(), _NOISE, _HMC)))
 register_surrogate("ensemble", Surrogate(Inferred(_FIXED, Gaussian(), DeepEnsemble(size=32, anchored=True))))
 register_surrogate("laplace", Surrogate(Inferred(_FIXED, _TENTH, Laplace())))
 register_surrogate("vi", Surrogate(Inferred(_FIXED, _TENTH, MeanFieldVI())))
+# Three linear experts: more of them are left without rows where the data are few, and cost time.
+register_surrogate("moe", Surrogate(Inferred(MoEPrior(), GaussianMixture(3), WeightedBootstrap(size=64))))

@@ -5,6 +5,7 @@ Acquisition functions are in test_surrogate_acquisitions.py, conditioning in tes
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import os
@@ -26,7 +27,8 @@ from botorch.sampling.get_sampler import get_sampler
 from torch import Tensor
 
 import probnn
-from probnn.errors import DomainError, NonFiniteError, ShapeError
+from probnn.errors import ConvergenceWarning, DomainError, NonFiniteError, ShapeError
+from probnn.moe import MixtureDrawsPosterior
 from probnn.predictive import DrawsPosterior, DrawsSampler
 from probnn.testing import check_surrogate
 from tests.surrogate_models import ALL, BOUNDS, DOUBLE, DRAWS, S, data, fitted, points, small
@@ -82,7 +84,6 @@ def test_no_warnings_in_optimisation(name: str) -> None:
         optimize_acqf(qLogExpectedImprovement(model, best), bounds, q=2, num_restarts=1, raw_samples=4, options=options)
 
 
-@pytest.mark.filterwarnings("ignore:DeepEnsemble.fit:probnn.errors.ConvergenceWarning")  # small and short on purpose
 @pytest.mark.parametrize("name", ALL)
 def test_little_data_known_noise_and_warm_starts(name: str) -> None:
     X, Y = data()
@@ -90,7 +91,11 @@ def test_little_data_known_noise_and_warm_starts(name: str) -> None:
     one = small(name).fit(X[:1], Y[:1], bounds=BOUNDS)
     for model in (nothing, one):
         assert model.posterior(points(3, 2)).mean.isfinite().all()
-    sure, unsure = (small(name).fit(X, Y, torch.full_like(Y, v), bounds=BOUNDS).posterior(X) for v in (0.01, 16.0))
+    # The small edition's 100 steps are too few where the noise is as small as this, and only there, and it says so.
+    late = pytest.warns(ConvergenceWarning, match="raise steps") if name == "ensemble" else contextlib.nullcontext()
+    with late:
+        sure = small(name).fit(X, Y, torch.full_like(Y, 0.01), bounds=BOUNDS).posterior(X)
+    unsure = small(name).fit(X, Y, torch.full_like(Y, 16.0), bounds=BOUNDS).posterior(X)
     assert (sure.mean - Y).square().mean() < (unsure.mean - Y).square().mean()
     again = small(name).fit(X, Y, bounds=BOUNDS, seed=3, init=fitted(name))
     spread = fitted(name).posterior(X).variance.sqrt()
@@ -194,8 +199,12 @@ def test_values_do_not_depend_on_the_batch(name: str) -> None:
         few = get_sampler(weighted(name).posterior(x), torch.Size([48]), seed=0)
         alone = weighted(name).posterior(x, observation_noise=True)
         for copies in (5, 64):
-            shape = (copies, *alone.values.shape[1:])
-            together = DrawsPosterior(alone.values.expand(shape), alone.log_weights, alone.noise_std, salt=alone.salt)
+            if isinstance(alone, MixtureDrawsPosterior):
+                law = (x.expand(copies, *x.shape[1:]) for x in (alone.log_probs, alone.means, alone.stds))
+                together = MixtureDrawsPosterior(*law, alone.log_weights, salt=alone.salt)
+            else:
+                values = alone.values.expand(copies, *alone.values.shape[1:])
+                together = DrawsPosterior(values, alone.log_weights, alone.noise_std, salt=alone.salt)
             assert torch.equal(few(together), few(alone).expand(48, copies, 2, 1))
     X = points(7, 2)
     order = torch.tensor([3, 0, 6, 1, 5, 2, 4])
