@@ -5,7 +5,7 @@ gate, n = 1000, fitted with k = 3 experts, 40 replicates, starts near the truth;
 
 1. Seconds a fit from the same starts: Newton (with its 10 EM iterations), EM to a relative change of 1e-9 and of 1e-6,
    SQUAREM, and a loop over replicates in numpy (one replicate at a time, vectorised over rows, the gate by iteratively
-   reweighted least squares in every M-step, to a relative change of 1e-6, as the literature's code does it). What is
+   reweighted least squares in every M-step) to the same relative changes; the literature's code stops at 1e-6. What is
    missing to the best log-likelihood of all from that start is in nats.
 2. Restarts: ten starts of the library a replicate; the best Newton maximum minus the best of EM from the same starts.
 3. A million rows from disk: memory over that of opening them, and the difference to the fit in memory.
@@ -61,7 +61,7 @@ def numpy_em(x: numpy.ndarray, y: numpy.ndarray, W: Any, B: Any, v: Any, tol: fl
     """EM of one data set: gate weights W ``k x 2``, lines B ``k x 2`` and variances v, with ones as first input."""
     X = numpy.stack([numpy.ones_like(x), x], 1)
     k, old, iterations = len(v), -numpy.inf, 0
-    while iterations < 2000:
+    while iterations < 5000:
         scores = X @ W.T
         log_pi = scores - numpy.logaddexp.reduce(scores, 1, keepdims=True)
         residual = y[:, None] - X @ B.T
@@ -118,15 +118,14 @@ def same_starts(report: Report) -> None:
     gamma, beta, scales, _ = model.split(theta)
     loops = min(R, 4 if report.quick else 10)
 
-    def loop() -> list[tuple[float, int]]:
+    def loop(tol: float) -> list[tuple[float, int]]:
         found = []
         for r in range(loops):
             W, B = (torch.stack([z[r, :, 1], z[r, :, 0]], -1).numpy().copy() for z in (gamma, beta.squeeze(-2)))
             v = scales[r, :, 0].exp().numpy().copy()
-            found.append(numpy_em(X[r, :, 0].numpy(), Y[r, :, 0].numpy(), W, B, v, 1e-6))
+            found.append(numpy_em(X[r, :, 0].numpy(), Y[r, :, 0].numpy(), W, B, v, tol))
         return found
 
-    values, seconds = cpu(loop)
     # A variance that collapsed has a likelihood without bound, which is no maximum to be short of.
     best = torch.stack([s.value.masked_fill(s.degenerate, -torch.inf) for s, _ in runs.values()]).amax(0)
     ours = runs["Newton"][1] / R
@@ -148,20 +147,22 @@ def same_starts(report: Report) -> None:
                 "degenerate": int(state.degenerate.sum()),
             }
         )
-    missing = best[:loops] - torch.tensor([v for v, _ in values], dtype=torch.double)
-    rows.append(
-        {
-            "method": "numpy loop, relative 1e-6",
-            "fits": loops,
-            "s a fit": seconds / loops,
-            "times Newton": seconds / loops / ours,
-            "iterations (median)": float(numpy.median([i for _, i in values])),
-            "nats short (mean)": missing.mean().item(),
-            "nats short (worst)": missing.max().item(),
-            "decrement < 1e-6": "",
-            "degenerate": "",
-        }
-    )
+    for tol in (1e-9, 1e-6):
+        values, seconds = cpu(lambda tol=tol: loop(tol))
+        missing = best[:loops] - torch.tensor([v for v, _ in values], dtype=torch.double)
+        rows.append(
+            {
+                "method": f"numpy loop, relative {tol:.0e}",
+                "fits": loops,
+                "s a fit": seconds / loops,
+                "times Newton": seconds / loops / ours,
+                "iterations (median)": float(numpy.median([i for _, i in values])),
+                "nats short (mean)": missing.mean().item(),
+                "nats short (worst)": missing.max().item(),
+                "decrement < 1e-6": "",
+                "degenerate": "",
+            }
+        )
     report.table(f"from one start near the truth, n = {n}, k = 3", rows)
 
 

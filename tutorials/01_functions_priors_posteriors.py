@@ -54,7 +54,6 @@ def seeded(seed):
 # %%
 network = probnn.MLP(input_dim=2, hidden=(50, 50), activation="tanh")
 unit = probnn.BayesianNetwork(network, probnn.priors.NormalWeights(weight_scale=1.0, bias_scale=1.0, scaling="fan_in"))
-
 f = unit.sample_functions((8,), generator=seeded(0))
 print(f)
 
@@ -67,10 +66,8 @@ print(f)
 X = torch.rand(3, 100, 2, generator=seeded(1))  # a batch of 3 sets of 100 points
 same = f(X)[:, 1, 40:50]
 assert torch.allclose(f(X[1, 40:50]), same)
-
 x = X[0].clone().requires_grad_(True)
 (slope,) = torch.autograd.grad(f(x).sum(), x)
-
 shapes = {
     "f(X)": f(X),
     "df/dx": slope,

@@ -49,7 +49,6 @@ g = seeded(7)
 X = torch.cat([torch.rand(12, 1, generator=g) * 0.55 - 1.0, torch.rand(12, 1, generator=g) * 0.6 + 0.4])
 Y = truth(X) + 0.1 * torch.randn(X.shape, generator=g)
 X_test = torch.linspace(-1, 1, 21)[:, None]
-
 prior = probnn.priors.BNNPrior(hidden=(50,), scale_prior=None)(1, 1)  # None: fixed scales, the quickest to sample
 likelihood = probnn.likelihoods.Gaussian(noise=None)
 
@@ -103,12 +102,11 @@ print(f"step size {info.step_size:.3f}, longest trajectory {info.trajectory:.2f}
 # %%
 trace = info.trace
 fig, axes = plt.subplots(1, 3, figsize=(9, 2.7), layout="constrained")
-axes[0].plot(trace["warmup_step_size"], color=BLUE)
-axes[0].axhline(info.step_size, color=RED, lw=1, ls="--")
-axes[0].set(title="step size $\\varepsilon$", xlabel="transition of the warm-up", ylim=(0, None))
-axes[1].plot(trace["warmup_trajectory"], color=BLUE)
-axes[1].axhline(info.trajectory, color=RED, lw=1, ls="--")
-axes[1].set(title="longest trajectory $T$", xlabel="transition of the warm-up", ylim=(0, None))
+adapted = (("step size $\\varepsilon$", "step_size"), ("longest trajectory $T$", "trajectory"))
+for ax, (title, name) in zip(axes, adapted, strict=False):
+    ax.plot(trace[f"warmup_{name}"], color=BLUE)
+    ax.axhline(getattr(info, name), color=RED, lw=1, ls="--")
+    ax.set(title=title, xlabel="transition of the warm-up", ylim=(0, None))
 axes[2].plot(trace["warmup_num_leapfrog"], color=GREY, lw=0.7)
 axes[2].set(title="leapfrog steps $L = \\lceil uT / \\varepsilon \\rceil$", xlabel="transition of the warm-up")
 plt.show()
@@ -181,17 +179,14 @@ small = probnn.BayesianNetwork(
     probnn.MLP(input_dim=1, hidden=(H,)), probnn.priors.NormalWeights(weight_scale=(4.0, 2.0), bias_scale=(2.0, 0.5))
 )
 copies = hmc.fit(small, probnn.likelihoods.Gaussian(noise=0.1), X, Y, seed=0)
-
 blocks = copies.layout.unflatten(copies.theta)
 sign, order = torch.tensor([-1.0, 1.0, 1.0]), torch.tensor([2, 0, 1])
-mirrored = copies.layout.flatten(
-    {
-        "layers.0.weight": (blocks["layers.0.weight"] * sign[:, None])[..., order, :],
-        "layers.0.bias": (blocks["layers.0.bias"] * sign)[..., order],
-        "layers.1.weight": (blocks["layers.1.weight"] * sign)[..., order],
-        "layers.1.bias": blocks["layers.1.bias"],
-    }
-)
+other = {
+    "layers.0.weight": (blocks["layers.0.weight"] * sign[:, None])[..., order, :],
+    "layers.0.bias": (blocks["layers.0.bias"] * sign)[..., order],
+    "layers.1.weight": (blocks["layers.1.weight"] * sign)[..., order],
+}
+mirrored = copies.layout.flatten(blocks | other)
 change_of_f = (copies.apply(mirrored, X_test) - copies.apply(copies.theta, X_test)).abs().max().item()
 print(f"largest change of a weight: {(mirrored - copies.theta).abs().max():.1f}, of f: {change_of_f:.1e}")
 
@@ -200,12 +195,10 @@ f_small = copies.apply(copies.theta, X_test)[..., 0]
 with warnings.catch_warnings():  # short chains may sit still in a weight
     warnings.simplefilter("ignore", probnn.errors.ConvergenceWarning)
     of_weights, of_function = rhat(copies.theta), rhat(f_small)
-
 fig, axes = plt.subplots(1, 3, figsize=(9, 2.8), layout="constrained")
-chains = slice(None, None, 4)
-axes[0].plot(blocks["layers.0.weight"][chains, :, 0, 0].T, lw=0.8)
+axes[0].plot(blocks["layers.0.weight"][::4, :, 0, 0].T, lw=0.8)
 axes[0].set(title="a weight, four chains", xlabel="draw")
-axes[1].plot(f_small[chains, :, len(X_test) // 2].T, lw=0.8)
+axes[1].plot(f_small[::4, :, len(X_test) // 2].T, lw=0.8)
 axes[1].set(title="$f(0)$, the same chains", xlabel="draw")
 axes[2].plot(of_weights, "o", color=GREY, ms=4, label="weights and biases")
 axes[2].plot(of_function, "o", color=BLUE, ms=4, label="$f$ at 21 points")
@@ -216,11 +209,9 @@ plt.show()
 # %% [markdown]
 # Chains sit in different copies and visit few of them, so R-hat of their weights is large; and the function, which
 # is all that is ever used, is the same in all. (The last grey point is the bias of the output, which no symmetry
-# moves.) In wide networks R-hat of the weights is often fine, because each of them hardly matters; that means as
-# little. What the symmetries leave alone can be judged: function values, the noise, and the scales of
-# `HierarchicalWeights`.
-
-# %% [markdown]
+# moves.) In wide networks R-hat of the weights is often fine, as each hardly matters; that means as little.
+# Function values, the noise and the scales of `HierarchicalWeights` know no symmetries, and can be judged.
+#
 # ## Many short chains: nested R-hat
 #
 # With 64 chains in a batch, one draw of each is a sample of 64. What has to be known is only whether the warm-up
@@ -243,13 +234,11 @@ starts = prior.draws(K, seed=1)
 with warnings.catch_warnings():  # its one draw a chain tells HMC nothing
     warnings.simplefilter("ignore", probnn.errors.DivergenceWarning)
     many.fit(prior, likelihood, X, Y, init=starts, seed=2, callback=lambda step, total, state: states.append(state.z))
-
 theta = torch.stack(states, 1)[..., : prior.num_parameters]  # chains x transitions x parameters
 at_each = prior.apply(theta, X_test)[..., 0]
 with warnings.catch_warnings():  # a super-chain none of whose chains has moved has no nested R-hat
     warnings.simplefilter("ignore", probnn.errors.ConvergenceWarning)
     nested = torch.stack([nested_rhat(at_each[:, i : i + 1], K).nanmean() for i in range(at_each.shape[1])])
-
 fig, ax = plt.subplots(figsize=(6.5, 2.9), layout="constrained")
 ax.semilogy(torch.arange(1, len(nested) + 1), nested - 1, color=BLUE, marker="o", ms=3)
 ax.axhline((1 + 1 / M) ** 0.5 - 1, color="black", lw=1, ls=":", label="starting points forgotten")
@@ -269,28 +258,23 @@ import arviz
 from probnn.bridges import arviz_summary
 
 data = post.to_arviz(X_test=X_test[::4], X=X, Y=Y)
-arviz_summary(data, prob=0.9).round(3)
-
-# %%
-ax = arviz.plot_energy(data, bfmi=False, figsize=(6.5, 2.7), textsize=9)
-ax.set_title("the second should not be much narrower than the first", size="medium")
+arviz.plot_energy(data, bfmi=False, figsize=(6.5, 2.7), textsize=9)
+plt.title("the second should not be much narrower than the first", size="medium")
 plt.show()
+arviz_summary(data, prob=0.9).round(3)
 
 # %% [markdown]
 # ## A warm start
 #
 # When a few data come in, as in Bayesian optimisation, the last posterior is the place to begin. `init=post` gives
-# every chain a draw of it, and takes over step size, trajectory and masses; a quarter of the warm-up is then
-# enough.
+# every chain a draw of it, and takes over step size, trajectory and masses; a quarter of the warm-up is enough.
 
 # %%
-X_more = torch.tensor([[-0.1], [0.15], [0.3]])
-Y_more = truth(X_more) + 0.1 * torch.randn(3, 1, generator=seeded(3))
-X_all, Y_all = torch.cat([X, X_more]), torch.cat([Y, Y_more])
+X_all = torch.cat([X, torch.tensor([[-0.1], [0.15], [0.3]])])
+Y_all = torch.cat([Y, truth(X_all[-3:]) + 0.1 * torch.randn(3, 1, generator=seeded(3))])
 refits = {}
 for name, begin_at in (("cold", None), ("warm", post)):
-    again = hmc.fit(prior, likelihood, X_all, Y_all, init=begin_at, seed=4)
-    refits[name] = again
+    refits[name] = again = hmc.fit(prior, likelihood, X_all, Y_all, init=begin_at, seed=4)
     worst = rhat(again.apply(again.theta, X_test)).max()
     print(f"{name}: {again.info.gradients:>9,} gradients, {again.info.seconds:5.1f} s, R-hat {worst:.3f}")
 
@@ -299,8 +283,7 @@ fig, axes = plt.subplots(1, 2, figsize=(9, 3), sharey=True, layout="constrained"
 line = torch.linspace(-1.2, 1.2, 201)
 plot_functions(post, line, data=(X, Y), ax=axes[0]).set(title="before", ylim=(-2.6, 2.6))
 plot_functions(refits["warm"], line, data=(X_all, Y_all), ax=axes[1]).set(title="three points later", ylabel="")
-for ax in axes:
-    ax.plot(line, truth(line), "k--", lw=1)
+_ = [ax.plot(line, truth(line), "k--", lw=1) for ax in axes]
 plt.show()
 
 # %% [markdown]
@@ -338,8 +321,8 @@ quick = probnn.HMC(num_chains=4, num_warmup=50 if SMOKE else 150, num_samples=10
 right = sbc(tiny, inferred, quick, X_sim, X_rank, num_replications=R, num_draws=L, seed=0)
 wrong = sbc(tiny, fixed, Overconfident(quick), X_sim, X_rank, num_replications=R, num_draws=L, seed=0)
 bins = 5 if SMOKE else 10
-print(f"smallest p-value of uniformity, times the number of quantities: {right.p_value(bins):.2g} for HMC")
-print(f"{wrong.p_value(bins):.2g} with a third of the noise")
+print("smallest p-value of uniformity, times the number of quantities:", end=" ")
+print(f"{right.p_value(bins):.2g} for HMC, {wrong.p_value(bins):.2g} with a third of the noise")
 
 # %%
 quantities = {
@@ -379,13 +362,11 @@ plt.show()
 # | one chain far from all others | a mode of its own, or stuck | look at `f[chain]`; more chains |
 # | R-hat of single weights | symmetry | diagnose $f$ |
 #
-# The first is the usual one. A posterior can be continued where it stopped: with `init=post` no draw and no tuning
-# is lost.
+# The first is the usual one. With `init=post` a posterior is continued where it stopped.
 
 # %%
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore", probnn.errors.ConvergenceWarning)
-    warnings.simplefilter("ignore", probnn.errors.DivergenceWarning)
+    warnings.simplefilter("ignore")  # that the hasty run has not converged, and diverges, is what is shown
     quicker = replace(hmc, collapse_last_layer=True)
     hasty = replace(quicker, num_warmup=10, num_samples=20).fit(prior, likelihood, X, Y, seed=5)
     patient = replace(quicker, num_warmup=2 * hmc.num_warmup).fit(prior, likelihood, X, Y, init=hasty, seed=6)

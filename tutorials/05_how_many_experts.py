@@ -84,7 +84,7 @@ means, gates = fit.model.expert_means(x)[..., 0], fit.model.gate_log_probs(x).ex
 for i, color in enumerate((RED, GOLD)):
     axes[0].plot(x, means[:, i], color=color)
     axes[1].plot(x, gates[:, i], color=color, label=f"expert {i + 1}")
-axes[1].plot(x, true.gate_log_probs(x).exp(), color="k", lw=0.8, ls=":", label="true")
+    axes[1].plot(x, true.gate_log_probs(x).exp()[:, i], "k:", lw=0.8, label="true" if i == 0 else None)
 axes[1].set(title="probability of the experts", xlabel="x", ylim=(0, 1))
 axes[1].legend(frameon=False)
 plt.show()
@@ -216,15 +216,17 @@ for k, color in ((2, BLUE), (3, RED)):
 axes[0].set(title="Voronoi loss (mean)", xlabel="n")
 axes[1].set(title="total variation of the density (mean)", xlabel="n")
 for axis in axes:
+    axis.set_xticks(sizes, [str(n) for n in sizes], minor=False)
+    axis.set_xticks([], minor=True)
     axis.legend(frameon=False)
 plt.show()
 
 # %% [markdown]
-# The density is estimated at the parametric rate with two experts and with three. The parameters are, with two; with
-# three, the loss of the converged maximum hardly falls at these n. That is no contradiction: the theorem is about
-# parameters in a fixed compact set, and the spare atom of the maximum leaves it (a steep gate around a few points). Nor
-# is it a bug that a study which stops EM early, near the truth where it started, sees a prettier slope. Say which
-# rule stopped the fit, and show the density beside the loss.
+# The density is estimated at the parametric rate with two experts and with three. The parameters are, with two. With
+# three, the loss of the converged maximum falls more slowly than its theory has it. That is no contradiction: the
+# theorem is about parameters in a fixed compact set, and the spare atom of the maximum leaves any such set (a steep
+# gate around a few points). Nor is it a bug that a study which stops EM early, near the truth where it started, sees
+# a steeper slope. Say which rule stopped the fit, and show the density beside the loss.
 #
 # ## A posterior over functions
 #
@@ -245,6 +247,7 @@ axis.fill_between(x[:, 0], low, high, color=BLUE, alpha=0.12, lw=0, label="90 % 
 low, high = (law.quantile(torch.tensor(p))[:, 0] for p in (0.05, 0.95))
 axis.fill_between(x[:, 0], low, high, color=BLUE, alpha=0.45, lw=0, label="90 % of f")
 axis.plot(x, expected, color=RED, label="true f")
+axis.set(xlabel="x", ylabel="y")
 axis.legend(frameon=False)
 plt.show()
 

@@ -1,4 +1,4 @@
-"""The metadata says the same everywhere, and the wheel holds the library and nothing else."""
+"""The metadata says the same everywhere, the wheel holds the library and nothing else, and no file is long."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ REQUIRED = {
     "matplotlib",
     "joblib",
 }
+MAX_LINES = 400  # of a Python file
 
 
 def name_of(requirement: str) -> str:
@@ -184,3 +185,12 @@ def test_version_is_read_without_importing_the_library(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert re.search(r"^\d+\.\d+\.\d+", done.stdout.splitlines()[-1])
+
+
+def test_no_file_is_longer_than_can_be_read_at_once() -> None:
+    """A longer one is split by concern."""
+    folders = ("probnn", "tests", "benchmarks", "tutorials")
+    files = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
+    lines = {path.relative_to(ROOT).as_posix(): len(path.read_text(encoding="utf-8").splitlines()) for path in files}
+    assert len(lines) > 100
+    assert {name: count for name, count in lines.items() if count > MAX_LINES} == {}
