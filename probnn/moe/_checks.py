@@ -12,15 +12,17 @@ from torch import Tensor
 from .. import validation
 from ..errors import DomainError, NonFiniteError, PrecisionWarning, ShapeError, user_level
 from .data import Data
-from .scaling import VARIANCE_FLOOR
-from .tempered import Tempered
 
 if TYPE_CHECKING:
     from .model import GaussianMoE
+    from .objective import Objective
 
-# A gate whose scores change by this much within a standard deviation of an input is a step function.
-_STEEP = 50.0
+# Scores of this spread are steep: most probabilities are near zero or one. Log-likelihood that is nothing, in nats.
+_STEEP, _FREE = 5.0, 0.05
 _ROWS_CHECKED = 200_000
+# Smallest variance of an expert, relative to that of the outcomes: below it an expert fits its rows exactly, where the
+# likelihood has no bound. Relative alone, so that the units of the outcomes do not matter; far above rounding.
+VARIANCE_FLOOR = 1e-10
 
 
 def prepared(where: str, model: GaussianMoE, X: Any, Y: Any, weights: Any) -> tuple[Data, bool]:
@@ -54,7 +56,7 @@ def prepared(where: str, model: GaussianMoE, X: Any, Y: Any, weights: Any) -> tu
         weights = _weights(where, weights, X, Y)
         single = single and weights.ndim == 1
         weights = weights if weights.ndim == 2 else weights.unsqueeze(0)
-    _check_size(where, model, n)
+    _check_size(where, model, n if weights is None else int((weights > 0).sum(-1).min()))
     X3, Y3 = (x if x.ndim == 3 else x.unsqueeze(0) for x in (X, Y))
     data = Data(X3.mT.contiguous(), Y3.mT.contiguous(), weights)
     _check_rank(where, model, data.X)
@@ -92,7 +94,7 @@ def _streamed(where: str, model: GaussianMoE, X: Any, Y: Any, weights: Any) -> D
         if weights.shape != (len(X),) or not (weights >= 0).all() or not weights.sum() > 0:
             raise DomainError(f"{where}: sample_weight must be {len(X)} numbers >= 0 with a positive sum")
     data = Data(X, Y, weights, streamed=True)
-    _check_size(where, model, len(X))
+    _check_size(where, model, len(X) if weights is None else int((weights > 0).sum()))
     at = 0
     for rows in data.pieces(8 * 8 * (model.input_dim + model.num_outcomes)):
         for name, x in (("X", rows.X), ("Y", rows.Y)):
@@ -142,28 +144,23 @@ def _check_rank(where: str, model: GaussianMoE, X: Tensor) -> None:
         )
 
 
-def log_variance_floor(data: Data) -> Tensor | None:
-    """The log variance below which an expert has collapsed, ``R|1``."""
-    if data.streamed:
-        Y = data.sample(10_000, torch.Generator().manual_seed(0)).Y
-    else:
-        Y = data.Y
-    R = data.num_replicates
-    return (VARIANCE_FLOOR * Y.var(-1, correction=0).amin(-1)).clamp_min(1e-290).log().expand(R)
+def log_variance_floor(data: Data) -> Tensor:
+    """Log variances below which an expert has collapsed, ``R|1 x m``."""
+    spread = data.moments(lambda rows: rows.Y, 64 * data.num_replicates)[:, 1]
+    return (VARIANCE_FLOOR * spread.square()).log()
 
 
-def separated(model: GaussianMoE, data: Data, theta: Tensor) -> Tensor:
-    """Whether a gate is a step function of its inputs, ``R``: its weights have then no finite estimate."""
-    gamma = model.split(theta)[0]
-    none = torch.zeros(len(theta), dtype=torch.bool)
-    if model.gate.joint or not model.gate.affine or gamma.shape[-1] == 0 or model.input_dim == 0:
-        return none
-    d = model.input_dim
+def separated(objective: Objective, theta: Tensor) -> Tensor:
+    """Whether a gate is a step function of its inputs, ``R``: its weights have then no finite estimate.
+
+    It is where scores are steep already, and twice as steep ones cost nothing, penalty included.
+    """
+    model, data = objective.model, objective.data
+    gamma, beta, scales, tail = model.split(theta)
+    steeper = model.gate.steeper(gamma)
+    if steeper is None or model.num_experts == 1:
+        return torch.zeros(len(theta), dtype=torch.bool)
     X = data.sample(10_000, torch.Generator().manual_seed(0)).X if data.streamed else data.X
-    weight = gamma[..., :d] - gamma[..., -1:, :d] if model.gate.held(d) else gamma[..., :d]
-    if isinstance(model.gate, Tempered):
-        weight = weight / gamma[..., -1:].exp()
-    else:
-        weight = weight / getattr(model.gate, "temperature", 1.0)
-    steep = weight.abs() * X.std(-1, correction=0).unsqueeze(-2)
-    return (steep > _STEEP).flatten(1).any(-1)
+    scores = model.gate.scores(gamma, X, tail)
+    steep = (scores - scores[..., -1:, :]).std(-1, correction=0).amax(-1) > _STEEP
+    return steep & (objective.value(model.join(steeper, beta, scales, tail)) > objective.value(theta) - _FREE)

@@ -71,9 +71,24 @@ def from_measure(cls: Any, G: MixingMeasure, options: dict[str, Any]) -> Any:
         gamma = torch.cat([gamma, log_t[..., None, None].expand(*gamma.shape[:-1], 1)], -1)
     elif G.temperature is not None and not (G.temperature == getattr(gate, "temperature", 1.0)).all():
         raise DomainError(f"{where}: the measure's temperature is not that of its gate {gate}")
+    _check_variance(where, model, G)
     if G.variance is None:
         scales = gamma.new_zeros(*gamma.shape[:-1], 0)
     else:
         scales = (G.variance if G.by_outcome else G.variance.unsqueeze(-1)).log()
     theta = model.join(gamma, torch.cat([coef, intercept.unsqueeze(-1)], -1), scales)
     return cls(G.num_atoms, G.input_dim, num_outcomes, gate=gate, theta=theta, **options)
+
+
+def _check_variance(where: str, model: Any, G: MixingMeasure) -> None:
+    """The measure's variances must be those that the model knows, or shares."""
+    if G.variance is None or model.variance == "per_expert":
+        return
+    axis = -2 if G.by_outcome else -1
+    same = G.variance.select(axis, 0).unsqueeze(axis) if model.variance == "shared" else model.variance
+    same = same if torch.is_tensor(same) else torch.full_like(G.variance, same)
+    if not torch.allclose(G.variance, same.expand_as(G.variance), rtol=1e-9, atol=0.0):
+        raise DomainError(
+            f"{where}: with variance={model.variance!r} the measure's variances must be "
+            f"{'equal' if model.variance == 'shared' else 'that number'}, got {G.variance.tolist()}"
+        )

@@ -62,6 +62,7 @@ def run_squarem(
     max_iter: int = 1000,
     tol: float = 1e-6,
     criterion: str = "decrement",
+    gate: str = "newton",
     callback: Callback | None = None,
 ) -> State:
     """Maximise by :class:`Squarem`.
@@ -72,6 +73,7 @@ def run_squarem(
         max_iter: Most cycles, of three EM iterations each.
         tol: Bound of the stopping rule.
         criterion: As in :func:`probnn.moe.em.run_em`.
+        gate: As there.
         callback: Called as ``callback(done, total, state)`` after every cycle; True stops.
 
     Returns:
@@ -80,7 +82,7 @@ def run_squarem(
     Raises:
         UnsupportedError: As :func:`probnn.moe.em.run_em`.
     """
-    climb = Squarem(EM.of(objective))
+    climb = Squarem(EM.of(objective, gate))
     return iterate(
         climb, theta, max_iter=max_iter, tol=tol, criterion=criterion, callback=callback, where="moe.run_squarem"
     )

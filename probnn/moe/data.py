@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,12 +96,35 @@ class Data:
             else:
                 yield Rows(self.X[..., at], self.Y[..., at], None if self.weights is None else self.weights[..., at])
 
+    def moments(self, pick: Callable[[Rows], Tensor], bytes_a_row: int) -> Tensor:
+        """Weighted means and standard deviations of features ``R|1 x f x n`` of the rows, in two passes.
+
+        Args:
+            pick: Makes the features of some rows.
+            bytes_a_row: As in :meth:`pieces`.
+
+        Returns:
+            ``R|1 x 2 x f``; the standard deviation of a constant is 1.
+        """
+        total = self.total_weight.unsqueeze(-1)
+        mean = torch.zeros(())
+        for rows in self.pieces(bytes_a_row):
+            mean = mean + rows.weighted_sum(pick(rows))
+        mean = mean / total
+        square = torch.zeros(())
+        for rows in self.pieces(bytes_a_row):
+            square = square + rows.weighted_sum((pick(rows) - mean.unsqueeze(-1)).square())
+        spread = (square / total).sqrt()
+        # The spread of a constant column is the rounding of its mean.
+        varies = spread > 1e-14 * mean.abs()
+        return torch.stack([mean, torch.where(varies, spread, 1.0)], 1)
+
     def sample(self, count: int, generator: torch.Generator) -> Data:
         """At most `count` rows of every data set, the same ones of all, drawn without replacement; in memory."""
         n = self.num_rows
+        index = torch.randperm(n, generator=generator)[: min(count, n)].sort().values
         if n <= count and not self.streamed:
             return self
-        index = torch.randperm(n, generator=generator)[: min(count, n)].sort().values
         if not self.streamed:
             weights = None if self.weights is None else self.weights[..., index]
             return Data(self.X[..., index], self.Y[..., index], weights)

@@ -123,6 +123,15 @@ def _theta(model: GaussianMoE) -> Tensor:
     return model.theta
 
 
+def _log_prob(model: GaussianMoE, X: Tensor, Y: Tensor) -> Tensor:
+    """Log density of Y given X, also for a gate whose likelihood is that of both."""
+    joint = model.log_prob(X, Y)
+    if not model.gate.joint:
+        return joint
+    gamma, _, _, tail = model.split(_theta(model))
+    return joint - model.gate.log_probs(gamma, X.mT, tail).logsumexp(-2)
+
+
 def _monte_carlo(
     p: GaussianMoE, q: GaussianMoE, X: Tensor, kind: str, num_samples: int, generator: torch.Generator | None
 ) -> DistanceEstimate:
@@ -134,7 +143,7 @@ def _monte_carlo(
         for _ in range(num_samples):
             Y = source.sample_outcomes(X, generator=generator)
             inputs = X.expand(*Y.shape[:-2], *X.shape[-2:])
-            half = 0.5 * (p.log_prob(inputs, Y) - q.log_prob(inputs, Y))
+            half = 0.5 * (_log_prob(p, inputs, Y) - _log_prob(q, inputs, Y))
             ratios.append(half.tanh().abs() if kind == "total_variation" else 1 - 1 / half.cosh())
         variance, mean = torch.var_mean(torch.stack(ratios), 0)
         means.append(0.5 * mean)

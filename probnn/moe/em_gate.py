@@ -6,12 +6,13 @@ import torch
 from torch import Tensor
 
 from ..errors import UnsupportedError
+from ._checks import VARIANCE_FLOOR
 from ._solve import contract, products, solve, unpack
 from .expectation import Halving, Part, Update
 from .gates import Gate, GateTerms, SoftmaxGate
 from .joint import GaussianGate
 from .objective import Objective
-from .scaling import VARIANCE_FLOOR, Scaling
+from .scaling import Scaling
 
 
 class Still(Update):

@@ -105,7 +105,8 @@ class FeatureExpert(Expert):
 
     Args:
         features: Maps inputs ``... x n x d`` to features ``... x n x p``; an intercept is added. A module-level
-            function, so that models can be compared; such a model is saved by :meth:`GaussianMoE.named`.
+            function, so that models can be compared. Functions are not saved, nor are models that have one: save
+            `theta`, and pass it to the model again.
         num_features: The number p.
 
     Raises:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,25 +17,34 @@ from .. import validation
 from ..errors import ConvergenceWarning, DomainError, user_level
 from ..progress import Progress
 from . import _checks
-from .accelerate import run_squarem
+from ._information import spectrum
 from .data import Data
-from .em import run_em
-from .gradient import run_lbfgs
+from .em import GATES as GATE_STEPS
+from .gates import LaplaceGate, SoftmaxGate, is_sparse
+from .iteration import CRITERIA
 from .measure import MixingMeasure
 from .model import GaussianMoE
-from .newton import is_concave, newton_decrement, run_newton
+from .newton import newton_decrement
 from .objective import Objective
-from .penalty import Penalty
+from .penalty import Penalty, check_penalty
 from .result import MoEFit
-from .starts import KINDS, near_truth, starting_points
+from .running import Runner
+from .starts import KINDS, near_truth, respecting, starting_points
 from .state import State
 from .tempered import Tempered
-from .topk import run_topk
 
 METHODS = ("newton", "em", "squarem", "lbfgs")
-CRITERIA = ("decrement", "aitken", "relative")
 # Data of a batch of fits that is worked on at once.
 BATCH_BYTES = 256 * 2**20
+# An expert of a smaller share of the observations has parameters about which they say nothing.
+_LEAST_SHARE = 1e-6
+_CURVED = 1e-6  # share of the information of complete data; a more negative one is a saddle
+_ADVICE = {
+    "max_iter": "raise max_iter.",
+    "saddle": "start elsewhere, or use method='newton', which leaves saddles.",
+    "degenerate": "use fewer experts, more restarts or a penalty.",
+    "failed": "look at the data.",
+}
 _LIMITS = {"newton": 200, "em": 2000, "squarem": 1000, "lbfgs": 2000}
 
 
@@ -53,6 +63,7 @@ def fit(
     criterion: str | None = None,
     max_iter: int | None = None,
     num_warmup: int | tuple[int, ...] | None = None,
+    gate_step: str = "newton",
     progress: bool = False,
 ) -> MoEFit:
     r"""Estimate a mixture of experts by maximum likelihood, all replicates and restarts in one batch.
@@ -70,21 +81,24 @@ def fit(
             at a time, with one and the same result.
         Y: Outcomes ``n x m`` or ``R x n x m``, or without the last dimension where m = 1.
         method: ``"newton"``, ``"em"``, ``"squarem"`` (accelerated EM; Varadhan & Roland 2008) or ``"lbfgs"``.
-        num_restarts: Starts a replicate.
+        num_restarts: Starts a replicate; a model to start at is one.
         seed: Same seed, same machine: the same result.
         sample_weight: Weights of the observations >= 0, ``n`` or ``R x n``; a whole number k counts as k equal rows.
         starts: ``"auto"`` (all kinds in turn), one or several of ``"kmeans"``, ``"tree"``, ``"subset"``, ``"random"``;
             a :class:`MixingMeasure` to start near, as studies of convergence rates do; or a fitted model to start at.
         penalty: Added to the log-likelihood.
         tol: Bound of the stopping rule.
-        criterion: ``"decrement"``; ``"aitken"``, the gain that is left by extrapolation, for EM; or ``"relative"``, the
-            change relative to the log-likelihood, which the literature used and which stops EM early.
+        criterion: ``"decrement"``, the only one of Newton and L-BFGS (which takes the curvature from its steps);
+            ``"aitken"``, the gain that is left by extrapolation, for EM; or ``"relative"``, for EM too, the change
+            relative to the log-likelihood, which the literature used and which stops EM early.
         max_iter: Most iterations; None: 200 for Newton, 2,000 for EM.
         num_warmup: EM iterations before Newton, one or several numbers: Newton is then run from each of these points of
             EM's path (from the later ones as soon as the Hessian there is negative definite), and the best counts.
             None: 10 where there is one start; (10, 100) where there are several: the early run is bold and finds more
             maxima, the late one stays with the maximum that EM would find.
-        progress: Show a progress bar.
+        gate_step: How EM moves the gate: ``"newton"``, or ``"mm"``, steps on a bound of the curvature that is factored
+            once (Boehning 1992), for a :class:`SoftmaxGate` of many inputs and ``method="em"`` or ``"squarem"``.
+        progress: Show a progress bar of the climbs that have ended.
 
     Returns:
         The fit: model, log-likelihood, statuses, standard errors.
@@ -106,24 +120,21 @@ def fit(
     begun = time.perf_counter()
     seed = rnd.check_seed(where, seed)
     method = _method(where, model, method)
-    rule = criterion or ("decrement" if method == "newton" else "aitken")
-    validation.choice(where, "criterion", rule, CRITERIA)
+    rule = _rule(where, model, method, criterion)
+    _check_gate_step(where, model, method, gate_step)
     validation.positive(where, "tol", tol)
     num_restarts = validation.positive_int(where, "num_restarts", num_restarts)
     limit = _LIMITS[method] if max_iter is None else validation.positive_int(where, "max_iter", max_iter)
     data, single = _checks.prepared(where, model, X, Y, sample_weight)
-    penalty = Penalty() if penalty is None else penalty
+    penalty = check_penalty(where, penalty)
     generator = rnd.generator_from(seed)
     points = _starts(where, model, data, starts, num_restarts, generator)
     R, S, _ = points.shape
-    run = _Runner(model, penalty, method, rule, tol, limit, _warmups(where, num_warmup, S))
-    groups = _groups(data, R, S)
-    bar = Progress(len(groups), where, progress)
-    states = []
-    with bar:
-        for group in groups:
-            states.append(run(data if data.num_replicates == 1 else data.take(group), points[group]))
-            bar.update(len(states))
+    warmups = _warmups(where, method, num_warmup, S)
+    with Progress(R * S, where, progress) as bar:
+        run = Runner(model, penalty, method, rule, tol, limit, warmups, gate_step, bar)
+        groups = _groups(data, R, S)
+        states = [run(data if data.num_replicates == 1 else data.take(group), points[group]) for group in groups]
     return _result(Objective(model, data, penalty), states, (R, S), single, method, rule, begun)
 
 
@@ -132,15 +143,17 @@ def _method(where: str, model: Any, method: str) -> str:
         raise DomainError(f"{where}: model must be a moe.GaussianMoE, got a {type(model).__name__}")
     validation.choice(where, "method", method, METHODS)
     networks = not model.expert.linear or model.gate.tail(model.input_dim, model.num_experts) > 0
+    if type(model.gate) is LaplaceGate and model.input_dim == 1 and method == "newton":
+        return "em"  # maxima lie on kinks, at the inputs
     if networks:
         if method not in ("newton", "lbfgs"):
             raise DomainError(f"{where}: networks are fitted with method='lbfgs', got {method!r}")
         return "lbfgs"
-    if model.gate.joint or _is_sparse(model):
+    if model.gate.joint or is_sparse(model.gate, model.num_experts):
         if method not in ("newton", "em"):
             raise DomainError(f"{where}: a {type(model.gate).__name__} is fitted with method='em', got {method!r}")
         return "em"
-    if isinstance(model.gate, Tempered) and model.gate.frozen(model.input_dim):
+    if isinstance(model.gate, Tempered) and model.gate.frozen(model.input_dim) and model.num_experts > 1:
         kept = getattr(model.gate, "normalise", None)
         if kept is None:
             warnings.warn(
@@ -152,8 +165,28 @@ def _method(where: str, model: Any, method: str) -> str:
     return method
 
 
-def _is_sparse(model: GaussianMoE) -> bool:
-    return not model.gate.smooth and getattr(model.gate, "active", 0) < model.num_experts
+def _rule(where: str, model: GaussianMoE, method: str, criterion: str | None) -> str:
+    """The stopping rule, of those that the method has."""
+    if method in ("newton", "lbfgs"):
+        rules: tuple[str, ...] = ("decrement",)
+    elif is_sparse(model.gate, model.num_experts):
+        rules = ("aitken",)
+    else:
+        rules = ("aitken", "relative") if model.gate.joint else ("aitken", "decrement", "relative")
+    if criterion is None:
+        return rules[0]
+    validation.choice(where, "criterion", criterion, CRITERIA)
+    validation.choice(where, f"criterion of method {method!r} with a {type(model.gate).__name__}", criterion, rules)
+    return criterion
+
+
+def _check_gate_step(where: str, model: GaussianMoE, method: str, gate_step: str) -> None:
+    validation.choice(where, "gate_step", gate_step, GATE_STEPS)
+    if gate_step == "mm" and (method not in ("em", "squarem") or type(model.gate) is not SoftmaxGate):
+        raise DomainError(
+            f"{where}: gate_step='mm' is for method='em' or 'squarem' and a SoftmaxGate, got method={method!r} and a "
+            f"{type(model.gate).__name__}"
+        )
 
 
 def _starts(where: str, model: GaussianMoE, data: Data, starts: Any, count: int, generator: torch.Generator) -> Tensor:
@@ -168,7 +201,7 @@ def _starts(where: str, model: GaussianMoE, data: Data, starts: Any, count: int,
         theta = theta.unsqueeze(0) if theta.ndim == 1 else theta
         if len(theta) not in (1, R):
             raise DomainError(f"{where}: a model to start at must have one or {R} replicates, got {len(theta)}")
-        return theta.expand(R, -1).unsqueeze(1).clone()
+        return respecting(model, theta.expand(R, -1).unsqueeze(1))
     kinds = KINDS if starts == "auto" else (starts,) if isinstance(starts, str) else starts
     if not isinstance(kinds, tuple) or not kinds or any(kind not in KINDS for kind in kinds):
         raise DomainError(
@@ -187,83 +220,14 @@ def _groups(data: Data, R: int, S: int) -> list[Tensor]:
     return list(torch.arange(R).split(size))
 
 
-@dataclass(frozen=True)
-class _Runner:
-    """Runs the optimiser over the starts of a group of replicates."""
-
-    model: GaussianMoE
-    penalty: Penalty
-    method: str
-    criterion: str
-    tol: float
-    max_iter: int
-    num_warmup: tuple[int, ...]
-
-    def __call__(self, data: Data, points: Tensor) -> State:
-        R, S, P = points.shape
-        shared = data.num_replicates == 1
-        data = data if shared else data.take(torch.arange(R).repeat_interleave(S))
-        objective = Objective(self.model, data, self.penalty)
-        return self._run(objective, points.reshape(R * S, P))
-
-    def _run(self, objective: Objective, theta: Tensor) -> State:
-        settings: dict[str, Any] = {"max_iter": self.max_iter, "tol": self.tol}
-        if _is_sparse(self.model):
-            return run_topk(objective, theta, **settings)
-        if self.method == "em":
-            return run_em(objective, theta, criterion=self.criterion, **settings)
-        if self.method == "squarem":
-            return run_squarem(objective, theta, criterion=self.criterion, **settings)
-        if self.method == "lbfgs":
-            return run_lbfgs(objective, theta, **settings)
-        floor = _checks.log_variance_floor(objective.data)
-        floor = floor if floor is None or len(floor) == len(theta) else floor.expand(len(theta))
-        best = State.of(theta, torch.full_like(theta[:, 0], -math.inf))
-        left, done = torch.arange(len(theta)), 0
-        for count in self.num_warmup:
-            here = objective.take(None if len(left) == len(theta) else left)
-            warm, moved = _warmed(here, theta[left], done, count)
-            theta[left] = warm
-            left, done = left[moved], count
-            here = objective.take(None if len(left) == len(theta) else left)
-            state = run_newton(here, theta[left], floor=None if floor is None else floor[left], **settings)
-            _keep_better(best, left, state)
-        return best
-
-
-def _warmups(where: str, given: Any, num_starts: int) -> tuple[int, ...]:
+def _warmups(where: str, method: str, given: Any, num_starts: int) -> tuple[int, ...]:
+    if given is not None and method != "newton":
+        raise DomainError(f"{where}: num_warmup is for method='newton', got method={method!r}")
     counts = ((10,) if num_starts == 1 else (10, 100)) if given is None else given
     counts = (counts,) if isinstance(counts, int) else counts
     if not isinstance(counts, tuple) or not counts or list(counts) != sorted(set(counts)):
         raise DomainError(f"{where}: num_warmup must be a number of iterations or an increasing tuple, got {given!r}")
     return tuple(validation.positive_int(where, "num_warmup", count, 0) for count in counts)
-
-
-def _warmed(objective: Objective, theta: Tensor, done: int, count: int) -> tuple[Tensor, Tensor]:
-    """theta after more EM iterations, from `done` to `count`, and the index of the entries that moved.
-
-    Later iterations are for entries whose Hessian is not negative definite, and end as soon as it is.
-    """
-    theta, active = theta.clone(), torch.arange(len(theta))
-    moved = active
-    if done:
-        moved = active = active[~is_concave(objective.derivatives(theta)[2])]
-    while done < count and len(active):
-        here = objective.take(None if len(active) == len(theta) else active)
-        steps = count if done == 0 else min(10, count - done)
-        theta[active] = run_em(here, theta[active], max_iter=steps, tol=1e-300, criterion="relative").theta
-        done += steps
-        if done < count:
-            active = active[~is_concave(here.derivatives(theta[active])[2])]
-    return theta, moved
-
-
-def _keep_better(best: State, index: Tensor, state: State) -> None:
-    """Put those entries of a state into `best[index]` that are better, or the first there."""
-    old = best.value[index].masked_fill(best.degenerate[index], -math.inf)
-    new = state.value.masked_fill(state.degenerate | state.value.isnan(), -math.inf)
-    taken = (new > old) | best.value[index].isneginf()
-    best.put(index[taken], state.take(taken.nonzero().squeeze(-1)))
 
 
 def _result(
@@ -286,46 +250,57 @@ def _result(
     usable = value.masked_fill(degenerate | value.isnan(), -math.inf)
     usable = torch.where((usable > -math.inf).any(-1, keepdim=True), usable, value)
     best = usable.argmax(-1)
-    chosen = {name: joined(name)[torch.arange(R), best] for name in ("theta", "num_iter", "converged", "degenerate")}
-    theta = _canonical(model, chosen["theta"])
+    theta, num_iter, converged, collapsed, decrement = (
+        joined(name)[torch.arange(R), best] for name in ("theta", "num_iter", "converged", "degenerate", "decrement")
+    )
+    # Derivatives and the penalty are those of the coordinates that were fitted; reported is the canonical form.
+    theta = _mapped(model, model.gate.untempered, _mapped(model, model.gate.canonical, theta))
     log_likelihood = objective.log_likelihood(theta)
-    information, decrement = _curvature(objective, theta)
-    if information is None:
-        decrement = joined("decrement")[torch.arange(R), best]
-    converged = chosen["converged"]
-    separated = _checks.separated(model, data, theta)
+    failed = ~(log_likelihood.isfinite() & theta.isfinite().all(-1))
+    theta = theta.masked_fill(failed.unsqueeze(-1), 0.0)
+    collapsed = collapsed | (objective.shares(theta) < _LEAST_SHARE).any(-1)
+    separated = _checks.separated(objective, theta)
+    information = complete = None
+    saddle = torch.zeros_like(failed)
+    if _has_hessian(model):
+        _, gradient, hessian = objective.derivatives(theta)
+        information, complete = -hessian, objective.complete_information(theta)
+        decrement = newton_decrement(gradient, hessian)
+        information, complete = (x.masked_fill(failed[:, None, None], math.nan) for x in (information, complete))
+        saddle = spectrum(information, complete)[0][..., 0] < -_CURVED
     status = [
-        "failed" if not math.isfinite(log_likelihood[r]) else
-        "degenerate" if chosen["degenerate"][r] else
+        "failed" if failed[r] else
+        "degenerate" if collapsed[r] else
         "separated" if separated[r] else
+        "saddle" if saddle[r] and converged[r] else
         "converged" if converged[r] else "max_iter"
         for r in range(R)
     ]  # fmt: skip
-    failed = torch.tensor([s == "failed" for s in status])
-    same = (usable >= usable.amax(-1, keepdim=True) - 1e-3).sum(-1)
     bad = [s for s in status if s not in ("converged", "separated")]
     if bad:
+        advice = " ".join(_ADVICE[s] for s in _ADVICE if s in bad)
         warnings.warn(
-            f"moe.fit: {len(bad)} of {R} fits ended as {', '.join(sorted(set(bad)))}; see status, and raise max_iter, "
-            "num_restarts or give a penalty",
+            f"moe.fit: {len(bad)} of {R} fits ended as {', '.join(sorted(set(bad)))}; {advice}",
             ConvergenceWarning,
             stacklevel=user_level(),
         )
+    same = ((usable >= usable.amax(-1, keepdim=True) - 1e-3) & usable.isfinite()).sum(-1)
 
     def one(x: Tensor) -> Tensor:
         return x[0] if single else x
 
     return MoEFit(
-        model=replace(model, theta=one(theta)),
+        model=replace(model, theta=one(_mapped(model, model.gate.canonical, theta))),
         log_likelihood=one(log_likelihood.masked_fill(failed, math.nan)),
-        penalty_value=one(objective.penalty.value(model, theta)),
+        penalty_value=one(objective.penalty.value(model, theta).masked_fill(failed, math.nan)),
         status=status[0] if single else tuple(status),
-        converged=one(converged & ~chosen["degenerate"] & ~failed),
-        decrement=one(decrement),
-        num_iter=one(chosen["num_iter"]),
+        converged=one(converged & ~collapsed & ~failed & ~(saddle & ~separated)),
+        decrement=one(decrement.masked_fill(failed, math.nan)),
+        num_iter=one(num_iter),
         restarts=one(value),
         num_same_optimum=one(same),
         information=None if information is None else one(information),
+        complete_information=None if complete is None else one(complete),
         num_observations=one(data.total_weight.expand(R)),
         method=method,
         criterion=criterion,
@@ -333,15 +308,14 @@ def _result(
     )
 
 
-def _canonical(model: GaussianMoE, theta: Tensor) -> Tensor:
+def _mapped(model: GaussianMoE, change: Callable[[Tensor], Tensor], theta: Tensor) -> Tensor:
+    """theta with another form of its gate."""
     gamma, beta, scales, tail = model.split(theta)
-    return model.join(model.gate.canonical(gamma), beta, scales, tail)
+    return model.join(change(gamma), beta, scales, tail)
 
 
-def _curvature(objective: Objective, theta: Tensor) -> tuple[Tensor | None, Tensor]:
-    """Minus the Hessian, and the decrement there; None where there is no closed form."""
-    model = objective.model
-    if not model.expert.linear or model.gate.width(model.input_dim) == 0 or model.gate.joint or _is_sparse(model):
-        return None, theta.new_full((len(theta),), math.inf)
-    _, gradient, hessian = objective.derivatives(theta)
-    return -hessian, newton_decrement(gradient, hessian)
+def _has_hessian(model: GaussianMoE) -> bool:
+    """Whether there is a closed form."""
+    gate = model.gate
+    none = gate.joint or gate.width(model.input_dim) == 0 or is_sparse(gate, model.num_experts)
+    return model.expert.linear and not none

@@ -82,6 +82,18 @@ class Gate(ByValue, ABC):
             f"moe.{type(self).__name__}: no closed-form derivatives; fit with method='em' or 'lbfgs'"
         )
 
+    def redundant(self, d: int, num_experts: int) -> int:
+        """How many of the coordinates that are not held are not identified; criteria do not count them."""
+        return 0
+
+    def steeper(self, gamma: Tensor) -> Tensor | None:
+        """The gate with scores twice as steep; None where no multiple of the scores is a gate of the family."""
+        return None
+
+    def untempered(self, gamma: Tensor) -> Tensor:
+        """The same probabilities at a temperature of one, where there is one that data do not identify."""
+        return gamma
+
     def canonical(self, gamma: Tensor) -> Tensor:
         """Coordinates of the same probabilities with those of :meth:`held` at zero."""
         gamma, index = gamma.clone(), list(self.held(gamma.shape[-1] - 1))
@@ -124,6 +136,10 @@ class SoftmaxGate(Gate):
     def held(self, d: int) -> tuple[int, ...]:
         """Weights and bias: a common translation of them changes nothing."""
         return tuple(range(d + 1))
+
+    def steeper(self, gamma: Tensor) -> Tensor | None:
+        """Twice the weights and biases."""
+        return 2 * gamma
 
     def scores(self, gamma: Tensor, X: Tensor, tail: Tensor) -> Tensor:
         """The linear scores over the temperature."""
@@ -168,6 +184,16 @@ class TopKGate(SoftmaxGate):
         validation.positive_int("moe.TopKGate", "active", self.active)
         validation.choice("moe.TopKGate", "rank_by", self.rank_by, ("logit", "score"))
 
+    def redundant(self, d: int, num_experts: int) -> int:
+        """With one active expert: the scale of the scores, and biases that ranks do not see."""
+        if self.active > 1 or num_experts == 1:
+            return 0
+        return 1 if self.rank_by == "logit" else num_experts
+
+    def steeper(self, gamma: Tensor) -> Tensor | None:
+        """Twice the weights and biases; one active expert is a step function as it is."""
+        return 2 * gamma if self.active > 1 else None
+
     def mask(self, gamma: Tensor, X: Tensor) -> Tensor:
         """True for the experts that are active, ``... x K x n``; a tie goes to the lower index."""
         if self.active > gamma.shape[-2]:
@@ -184,6 +210,11 @@ class TopKGate(SoftmaxGate):
             return super().log_probs(gamma, X, tail)
         scores = self.scores(gamma, X, tail)
         return scores.masked_fill(~self.mask(gamma, X), -math.inf).log_softmax(-2)
+
+
+def is_sparse(gate: Gate, num_experts: int) -> bool:
+    """Whether some experts have probability zero, so that the likelihood jumps where ranks change."""
+    return isinstance(gate, TopKGate) and gate.active < num_experts
 
 
 @dataclass(frozen=True)
@@ -242,6 +273,10 @@ class SigmoidGate(Gate):
     def held(self, d: int) -> tuple[int, ...]:
         """None: every coordinate is identified."""
         return ()
+
+    def steeper(self, gamma: Tensor) -> Tensor | None:
+        """Twice the weights and biases."""
+        return 2 * gamma
 
     def scores(self, gamma: Tensor, X: Tensor, tail: Tensor) -> Tensor:
         """Logarithms of logistic functions."""

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ._checks import log_variance_floor
 from .iteration import Callback
 from .objective import Objective
-from .scaling import VARIANCE_FLOOR
 from .state import State
 
 _MEMORY = 20
@@ -99,7 +99,9 @@ def run_lbfgs(
     value, gradient = objective.gradient(theta)
     state = State.of(theta, value)
     active = (value.isfinite() & gradient.isfinite().all(-1)).nonzero().squeeze(-1)
-    floor = _log_floor(objective)
+    floor = log_variance_floor(objective.data)[:, : objective.model.sizes[3]]
+    if not isinstance(objective.model.variance, str):  # known, however small
+        floor = torch.full_like(floor, -torch.inf)
     here, now, value, gradient = objective.take(active), theta[active], value[active], gradient[active]
     floor = floor if len(floor) == 1 else floor[active]
     memory = _Memory.empty(gradient)
@@ -149,17 +151,3 @@ def run_lbfgs(
             past = past[:, kept]
             floor = floor if len(floor) == 1 else floor[kept]
     return state
-
-
-def _log_floor(objective: Objective) -> Tensor:
-    """Log variances below which an expert fits its rows exactly, ``R|1 x m``; ``R|1 x 0`` for classes."""
-    data = objective.data
-    mean = square = torch.zeros(())
-    for rows in data.pieces(objective.bytes_a_row(1)):
-        mean = mean + rows.weighted_sum(rows.Y)
-    mean = mean / data.total_weight.unsqueeze(-1)
-    for rows in data.pieces(objective.bytes_a_row(1)):
-        square = square + rows.weighted_sum((rows.Y - mean.unsqueeze(-1)).square())
-    variance = square / data.total_weight.unsqueeze(-1)
-    scales = objective.model.sizes[3]
-    return (VARIANCE_FLOOR * torch.where(variance > 0, variance, 1.0)).log()[:, :scales]

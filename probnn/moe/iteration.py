@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .. import validation
 from ..errors import UnsupportedError
+from .gates import is_sparse
 from .newton import newton_decrement
 from .objective import Objective
 from .state import State
@@ -112,17 +113,14 @@ def _over(
     if t % _EVERY:
         return torch.zeros_like(value, dtype=torch.bool)
     _, gradient, hessian = objective.derivatives(theta)
-    fine = hessian.isfinite().flatten(1).all(-1)
-    decrement = torch.full_like(value, torch.inf)
-    decrement[fine] = newton_decrement(gradient[fine], hessian[fine])
+    decrement = newton_decrement(gradient, hessian)
     state.decrement[active] = decrement
     return decrement < tol
 
 
 def _check(where: str, objective: Objective, criterion: str) -> None:
     gate = objective.model.gate
-    sparse = not gate.smooth and getattr(gate, "active", 0) < objective.model.num_experts
-    if criterion == "decrement" and (gate.joint or sparse):
+    if criterion == "decrement" and (gate.joint or is_sparse(gate, objective.model.num_experts)):
         raise UnsupportedError(
             f"{where}: there is no closed-form Hessian of a {type(gate).__name__} for criterion='decrement'; use "
             "criterion='aitken'"

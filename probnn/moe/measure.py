@@ -87,9 +87,14 @@ class MixingMeasure:
                 )
             if (x.dtype, x.device) != (weight.dtype, weight.device):
                 raise DomainError(f"{where}: {name} must have the dtype and device of gate_weight, got {x.dtype}")
+        if self.gate.joint and self.gate_covariance is None:
+            raise DomainError(f"{where}: a {type(self.gate).__name__} needs gate_covariance, of shape (..., k, d, d)")
         for name in ("variance", "temperature"):
             if name in given:
                 validation.positive(where, name, given[name])
+        fixed = getattr(self.gate, "temperature", 1.0)
+        if tensors["temperature"] is None and fixed != 1.0:  # what the gate has is what its density has
+            tensors["temperature"] = weight.new_full(lead, fixed)
         for name, value in tensors.items():
             object.__setattr__(self, name, value)
 
@@ -123,7 +128,7 @@ class MixingMeasure:
         """The gate's centres, of gates that have such: `gate_weight` under its other name."""
         return self.gate_weight
 
-    def permuted(self, order: Tensor) -> MixingMeasure:
+    def permuted(self, order: Tensor | list[int]) -> MixingMeasure:
         """The same measure with its atoms in another order.
 
         Args:
@@ -131,7 +136,15 @@ class MixingMeasure:
 
         Returns:
             The measure.
+
+        Raises:
+            DomainError: `order` is no permutation.
         """
+        order = torch.as_tensor(order)
+        if order.is_floating_point() or not order.sort(-1).values.eq(torch.arange(self.num_atoms)).all():
+            raise DomainError(
+                f"moe.MixingMeasure.permuted: order must be the indices 0 to {self.num_atoms - 1}, got {order.tolist()}"
+            )
         order = order.expand(*self.batch_shape, self.num_atoms)
         moved: dict[str, Any] = {}
         for name in _RANKS:

@@ -15,7 +15,7 @@ from . import _conversion
 from .experts import Expert, LinearExpert
 from .gates import Gate, SoftmaxGate
 from .measure import MixingMeasure
-from .outcomes import GaussianOutcome, OutcomeLaw
+from .outcomes import GaussianOutcome, MultinomialLogit, OutcomeLaw
 
 if TYPE_CHECKING:
     from .posterior import MixturePosterior
@@ -132,6 +132,8 @@ class GaussianMoE:
         K, d, (w, a, p, b) = self.num_experts, self.input_dim, self.sizes
         held, tied, frozen = (set(f(d)) for f in (self.gate.held, self.gate.tied, self.gate.frozen))
         scales = range(w + a * p, w + a * p + b)
+        if K == 1 and not self.gate.joint:  # its probability is one
+            frozen |= set(range(w))
         if self.variance == "shared":
             tied |= set(scales)
         elif not isinstance(self.variance, str):
@@ -153,8 +155,8 @@ class GaussianMoE:
 
     @property
     def num_free(self) -> int:
-        """Number of parameters that are estimated."""
-        return int(self.free_index().max()) + 1
+        """Number of parameters that are estimated and identified."""
+        return int(self.free_index().max()) + 1 - self.gate.redundant(self.input_dim, self.num_experts)
 
     def log_prob(self, X: Tensor, Y: Tensor) -> Tensor:
         """Log density of Y given X, one a row (of (X, Y) for a :class:`GaussianGate`).
@@ -247,7 +249,7 @@ class GaussianMoE:
         probs = self.gate_log_probs(X).exp().mT.unsqueeze(-2)
         mean = (probs * each_mean).sum(-3)
         spread = (probs * (each_mean - mean.unsqueeze(-3)).square()).sum(-3)
-        if not isinstance(self.outcome, GaussianOutcome) and self.outcome.num_scales(1) == 0:  # classes
+        if isinstance(self.outcome, MultinomialLogit):
             return mean.mT, (mean * (1 - mean)).mT
         return mean.mT, ((probs * each_variance).sum(-3) + spread).mT
 

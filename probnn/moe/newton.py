@@ -40,8 +40,8 @@ def run_newton(
         theta: Starts, ``B x P``.
         max_iter: Most iterations.
         tol: Bound of the decrement.
-        floor: Log variances below this, ``B``, are those of an expert that fits few rows exactly, where the likelihood
-            has no bound: the entry ends as degenerate. None: none are.
+        floor: Log variances below this, ``B|1 x m``, are those of an expert that fits few rows exactly, where the
+            likelihood has no bound: the entry ends as degenerate. None: none are.
         callback: Called as ``callback(done, total, state)`` after every iteration; True stops.
 
     Returns:
@@ -57,25 +57,28 @@ def run_newton(
         if len(active) == 0:
             break
         value, gradient, hessian = here.derivatives(now.theta)
-        values, vectors, scale = _spectrum(hessian)
+        values, vectors, scale, fine = _spectrum(hessian)
+        fine = fine & gradient.isfinite().all(-1)
+        gradient = torch.where(fine.unsqueeze(-1), gradient, 0.0)
         slope = (vectors.mT @ (gradient * scale).unsqueeze(-1)).squeeze(-1)
         top = values.abs().amax(-1, keepdim=True)
         decrement = (slope.square() / (values.abs() + _ROUNDING * top)).sum(-1)
-        now.value, now.decrement = value, decrement
-        now.converged = decrement < tol
+        now.value, now.decrement = value, decrement.masked_fill(~fine, torch.inf)
+        now.converged = now.decrement < tol
         saddle = now.converged & (values[..., 0] < -_CURVED * top.squeeze(-1))  # eigenvalues of -H are sorted
         if saddle.any():
             _escape(here, now, saddle.nonzero().squeeze(-1), vectors[..., 0] * scale, values[..., 0], tol)
         # Where an entry has escaped, its derivatives are those of another place.
-        still = ~now.converged & ~saddle
+        still = ~now.converged & ~saddle & fine
         damping, stuck = _step(here, now, still, slope, values, vectors, scale, top, damping)
         now.num_iter = now.num_iter + (~now.converged).long()
         if floor is not None:
-            now.degenerate = now.degenerate | _collapsed(objective, now.theta, floor[active])
+            local = floor if len(floor) == 1 else floor[active]
+            now.degenerate = now.degenerate | _collapsed(objective, now.theta, local)
         state.put(active, now)
         if callback is not None and callback(step + 1, max_iter, state):
             break
-        left = ~(now.converged | stuck | now.degenerate)
+        left = ~(now.converged | stuck | now.degenerate | ~fine)
         if not left.all():
             kept = left.nonzero().squeeze(-1)
             active, damping, now = active[kept], damping[kept], now.take(kept)
@@ -84,22 +87,25 @@ def run_newton(
 
 
 def _collapsed(objective: Objective, theta: Tensor, floor: Tensor) -> Tensor:
-    scales = objective.model.split(theta)[2]
+    if not isinstance(objective.model.variance, str):  # known, however small
+        return torch.zeros(len(theta), dtype=torch.bool, device=theta.device)
+    scales = objective.model.split(theta)[2]  # B K b, none for classes
     # EM holds variances at the floor, where they are as good as below it.
-    return (scales.flatten(1) < floor.unsqueeze(-1) + 0.01).any(-1)
+    return (scales < floor[:, : scales.shape[-1]].unsqueeze(-2) + 0.01).flatten(1).any(-1)
 
 
 def newton_decrement(gradient: Tensor, hessian: Tensor) -> Tensor:
-    r""":math:`g^\top |H|^{-1} g`, ``B``: twice the gain of a full Newton step, in nats."""
-    values, vectors, scale = _spectrum(hessian)
+    r""":math:`g^\top |H|^{-1} g`, ``B``: twice the gain of a full Newton step, in nats; infinite without finite H."""
+    values, vectors, scale, fine = _spectrum(hessian)
     slope = (vectors.mT @ (gradient * scale).unsqueeze(-1)).squeeze(-1)
-    return (slope.square() / (values.abs() + _ROUNDING * values.abs().amax(-1, keepdim=True))).sum(-1)
+    decrement = (slope.square() / (values.abs() + _ROUNDING * values.abs().amax(-1, keepdim=True))).sum(-1)
+    return torch.where(fine & decrement.isfinite(), decrement, torch.inf)
 
 
 def is_concave(hessian: Tensor) -> Tensor:
     """Whether Hessians are negative definite beyond rounding, ``B``."""
-    values = _spectrum(hessian)[0]
-    return values[..., 0] > 1e-10 * values[..., -1]
+    values, _, _, fine = _spectrum(hessian)
+    return fine & (values[..., 0] > 1e-10 * values[..., -1])
 
 
 def _some(index: Tensor, size: int) -> Tensor | None:
@@ -126,17 +132,19 @@ def _escape(here: Objective, now: State, index: Tensor, direction: Tensor, curva
     now.value[index[moved]] = best[moved]
 
 
-def _spectrum(hessian: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Eigenvalues and eigenvectors of -H scaled to a unit diagonal, and the scale ``B x F``.
+def _spectrum(hessian: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Eigenvalues and eigenvectors of -H scaled to a unit diagonal, the scale ``B x F``, and where H is finite.
 
-    The units of the inputs and outcomes then matter neither for what counts as singular nor for the damping.
+    The units of the inputs and outcomes then matter neither for what counts as singular nor for the damping. An H that
+    is not finite, of outcomes whose squares overflow, has the spectrum of the identity.
     """
-    curvature = -hessian
+    fine = hessian.isfinite().flatten(1).all(-1)
+    curvature = torch.where(fine[:, None, None], -hessian, torch.eye(hessian.shape[-1]).to(hessian))
     size = curvature.diagonal(dim1=-2, dim2=-1).abs()
     floor = torch.finfo(size.dtype).tiny ** 0.5
     scale = torch.where(size > floor, size.clamp_min(floor).rsqrt(), 1.0)
     values, vectors = torch.linalg.eigh(scale.unsqueeze(-1) * curvature * scale.unsqueeze(-2))
-    return values, vectors, scale
+    return values, vectors, scale, fine
 
 
 def _step(

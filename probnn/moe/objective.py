@@ -28,7 +28,7 @@ class Objective:
               - \Big[\sum_i \pi_i (s'_i s_i'^\top + s''_i) - \Big(\sum_i \pi_i s'_i\Big)
               \Big(\sum_i \pi_i s'_i\Big)^\top\Big].
 
-    Coordinates are a batch ``B x P``; entry b belongs to data set ``which[b]``.
+    Coordinates are a batch ``B x P``; entry b belongs to data set b, or all to the one there is.
 
     Args:
         model: The family.
@@ -137,12 +137,31 @@ class Objective:
             out += weighted @ scores.mT
         return out
 
-    def own_information(self, theta: Tensor) -> Tensor:
-        """Squared scores of an expert's own coordinates if every row were its own, summed over rows: ``B x F``."""
-        total = torch.zeros_like(theta)
+    def complete_information(self, theta: Tensor) -> Tensor:
+        r"""Information if the expert of every row were known, ``B x F x F``.
+
+        The expectation :math:`\sum r_i u_i u_i^\top` given the data of the outer products of complete rows' scores, u
+        those of an expert's own coordinates, and minus the curvature of the penalty.
+        """
+        spread, K, q = self._spread.to(theta), self.model.num_experts, self.model.width
+        own = theta.new_zeros(len(theta), K, q, q)
         for rows in self.data.pieces(self.bytes_a_row(len(theta))):
-            total += rows.weighted_sum(_Derivatives(self.model, theta, rows).u.square()).flatten(1)
-        return total @ self._spread.to(theta)
+            part = _Derivatives(self.model, theta, rows)
+            weighted = part.r if rows.weights is None else part.r * rows.weights.unsqueeze(-2)
+            own += (weighted.unsqueeze(-2) * part.u) @ part.u.mT
+        total = -self.penalty.derivatives(self.model, theta)[2].diag_embed()
+        for i in range(K):
+            total[:, i * q : (i + 1) * q, i * q : (i + 1) * q] += own[:, i]
+        return spread.T @ total @ spread
+
+    def shares(self, theta: Tensor) -> Tensor:
+        """Shares of the observations that belong to each expert, ``B x K``: weighted means of the responsibilities."""
+        from .model import joint_log_prob
+
+        total = theta.new_zeros(len(theta), self.model.num_experts)
+        for rows in self.data.pieces(self.bytes_a_row(len(theta))):
+            total += rows.weighted_sum(joint_log_prob(self.model, theta, rows.X, rows.Y).softmax(-2))
+        return total / self.data.total_weight.unsqueeze(-1)
 
     def row_scores(self, theta: Tensor) -> Tensor:
         """Scores of the rows in the free coordinates, ``B x n x F``, unweighted."""

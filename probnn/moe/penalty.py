@@ -93,3 +93,10 @@ class Penalty(ByValue):
             own_slope[..., w + a * p :] += inverse - 0.5 * count / share
             own_bend[..., w + a * p :] -= inverse
         return value, slope, bend
+
+
+def check_penalty(where: str, penalty: Penalty | None) -> Penalty:
+    """The penalty, or none at all."""
+    if penalty is not None and not isinstance(penalty, Penalty):
+        raise DomainError(f"{where}: penalty must be a moe.Penalty such as Penalty(gate_scale=10.0), got {penalty!r}")
+    return penalty or Penalty()

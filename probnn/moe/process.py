@@ -212,6 +212,9 @@ class MixtureOfExperts(ParametricProcess):
                 f"moe.MixtureOfExperts.coordinates: model must have {len(self.places)} parameters, got "
                 f"{given.shape[-1]}"
             )
+        # The prior has a temperature of one where data could not tell another.
+        gamma, *others = model.split(given)
+        given = model.join(model.gate.untempered(gamma), *others)
         kept = self.places >= 0
         out = given.new_zeros(*given.shape[:-1], self.num_parameters)
         out[..., self.places[kept]] = given[..., kept]

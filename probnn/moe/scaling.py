@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
-from .data import Rows
+from ._checks import log_variance_floor
 from .objective import Objective
 from .outcomes import MultinomialLogit
-
-# Smallest variance of an expert, relative to that of the outcomes: below it an expert fits its rows exactly, where the
-# likelihood has no bound. Relative alone, so that the units of the outcomes do not matter; far above rounding.
-VARIANCE_FLOOR = 1e-10
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,12 +31,13 @@ class Scaling:
         """The scaling of an objective's data: two passes over them."""
         expert = objective.model.expert
         d = objective.model.input_dim
-        both = _moments(objective, lambda rows: torch.cat([rows.X, expert.design(rows.X)], -2))
+        data = objective.data
+        step = objective.bytes_a_row(data.num_replicates)
+        both = data.moments(lambda rows: torch.cat([rows.X, expert.design(rows.X)], -2), step)
         features = both[..., d:].clone()
         features[:, 0, -1], features[:, 1, -1] = 0.0, 1.0
-        spread = _moments(objective, lambda rows: rows.Y)[:, 1]
         classes = isinstance(objective.model.outcome, MultinomialLogit)
-        return Scaling(features, both[..., :d], VARIANCE_FLOOR * spread.square() * (not classes))
+        return Scaling(features, both[..., :d], log_variance_floor(data).exp() * (not classes))
 
     def take(self, which: Tensor) -> Scaling:
         """That of some data sets; shared ones stay shared."""
@@ -62,21 +58,3 @@ class Scaling:
         out = beta / self.features[:, 1].reshape(shape)
         out[..., -1] -= (out * self.features[:, 0].reshape(shape)).sum(-1)
         return out
-
-
-def _moments(objective: Objective, pick: Callable[[Rows], Tensor]) -> Tensor:
-    """Weighted means and standard deviations of features ``R|1 x f x n``: ``R|1 x 2 x f``."""
-    data = objective.data
-    total = data.total_weight.unsqueeze(-1)
-    step = objective.bytes_a_row(data.num_replicates)
-    mean = torch.zeros(())
-    for rows in data.pieces(step):
-        mean = mean + rows.weighted_sum(pick(rows))
-    mean = mean / total
-    square = torch.zeros(())
-    for rows in data.pieces(step):
-        square = square + rows.weighted_sum((pick(rows) - mean.unsqueeze(-1)).square())
-    spread = (square / total).sqrt()
-    # The spread of a constant column is the rounding of its mean.
-    varies = spread > 1e-14 * mean.abs()
-    return torch.stack([mean, torch.where(varies, spread, 1.0)], 1)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .. import random as rnd
 from .. import validation
-from ..errors import DomainError
+from ..errors import ConvergenceError, DomainError
 from . import _checks
 from .fitting import fit
 from .model import GaussianMoE
@@ -26,7 +26,8 @@ class Selection:
 
     Args:
         num_experts: The numbers that were tried, in order.
-        values: The criterion of each, lower is better: ``len(num_experts)``, or ``R x len(num_experts)``.
+        values: The criterion of each, lower is better: ``len(num_experts)``, or ``R x len(num_experts)``. NaN where a
+            fit ended as degenerate or failed, so that its likelihood means nothing.
         criterion: Its name.
         best: The number chosen, or R of them.
         fits: The fits, one a number.
@@ -55,7 +56,7 @@ class Selection:
         return self.fits[self.num_experts.index(int(self.best))]
 
 
-def icl(result: MoEFit, X: Tensor, Y: Tensor) -> Tensor:
+def icl(result: MoEFit, X: Tensor, Y: Tensor, sample_weight: Tensor | None = None) -> Tensor:
     r"""Integrated completed likelihood, :math:`\mathrm{BIC} + 2\sum_{n,i} -r_{ni}\log r_{ni}`.
 
     It adds to the Bayesian criterion twice the entropy of the responsibilities r, so that experts which overlap count
@@ -65,6 +66,7 @@ def icl(result: MoEFit, X: Tensor, Y: Tensor) -> Tensor:
         result: The fit.
         X: The inputs of the fit.
         Y: Its outcomes.
+        sample_weight: Its weights of the observations, ``n`` or ``R x n``.
 
     Returns:
         The criterion, lower is better, one a replicate.
@@ -78,7 +80,10 @@ def icl(result: MoEFit, X: Tensor, Y: Tensor) -> Tensor:
         True
     """
     r = result.model.responsibilities(X, Y)
-    return result.bic - 2 * torch.special.xlogy(r, r).sum((-1, -2))
+    entropy = -torch.special.xlogy(r, r).sum(-1)
+    if sample_weight is not None:
+        entropy = entropy * torch.as_tensor(sample_weight).to(entropy)
+    return result.bic + 2 * entropy.sum(-1)
 
 
 def select_num_experts(
@@ -116,6 +121,7 @@ def select_num_experts(
 
     Raises:
         ShapeError, DomainError, NonFiniteError: Data or settings are unusable; the message says how.
+        ConvergenceError: No number of experts gave a usable fit.
 
     Example:
         >>> import torch
@@ -129,22 +135,39 @@ def select_num_experts(
     where = "moe.select_num_experts"
     validation.choice(where, "criterion", criterion, CRITERIA)
     validation.positive_int(where, "folds", folds, 2)
+    if not isinstance(candidates, Iterable):
+        raise DomainError(f"{where}: candidates must be several numbers such as (1, 2, 3), got {candidates!r}")
     numbers = tuple(validation.positive_int(where, "candidates", k) for k in candidates)
     if not numbers or list(numbers) != sorted(set(numbers)):
         raise DomainError(f"{where}: candidates must be different numbers in increasing order, got {numbers}")
     settings = {"num_restarts": num_restarts, "seed": seed, **options}
+    weights = options.get("sample_weight")
     fits, values = [], []
     for k in numbers:
         family = replace(model, num_experts=k, theta=None)
         result = fit(family, X, Y, **settings)
         fits.append(result)
         if criterion == "cv":
-            values.append(_left_out(where, family, X, Y, folds, settings))
+            value = _left_out(where, family, X, Y, folds, settings)
         else:
-            values.append(icl(result, X, Y) if criterion == "icl" else getattr(result, criterion))
+            value = icl(result, X, Y, weights) if criterion == "icl" else getattr(result, criterion)
+        values.append(torch.where(_usable(result), value, torch.nan))
     table = torch.stack(values, -1)
+    if table.isnan().all(-1).any():
+        raise ConvergenceError(
+            f"{where}: every number of experts in {numbers} ended as degenerate or failed"
+            + (f" in replicates {table.isnan().all(-1).nonzero().flatten().tolist()}" if table.ndim > 1 else "")
+            + "; give a penalty such as moe.Penalty(variance_shape=2.0, variance_scale=...), or look at the data"
+        )
     best = torch.tensor(numbers)[table.nan_to_num(torch.inf).argmin(-1)]
     return Selection(numbers, table, criterion, best, tuple(fits))
+
+
+def _usable(result: MoEFit) -> Tensor:
+    """Whether a likelihood is that of a fit, one a replicate."""
+    statuses = (result.status,) if isinstance(result.status, str) else result.status
+    usable = torch.tensor([status not in ("degenerate", "failed") for status in statuses])
+    return usable[0] if isinstance(result.status, str) else usable
 
 
 def _left_out(where: str, model: GaussianMoE, X: Tensor, Y: Tensor, folds: int, settings: dict[str, Any]) -> Tensor:
@@ -161,6 +184,8 @@ def _left_out(where: str, model: GaussianMoE, X: Tensor, Y: Tensor, folds: int, 
     weights = own.expand(R, n).repeat_interleave(folds, 0)
     inside = weights * kept.repeat(R, 1)
     result = fit(model, inputs, outcomes, **{**settings, "sample_weight": inside})
-    density = result.model.log_prob(inputs, outcomes)
+    # A fold whose fit failed says nothing, and its log-likelihood is NaN.
+    failed = result.log_likelihood.isnan().unsqueeze(-1)
+    density = result.model.log_prob(inputs, outcomes).masked_fill(failed, torch.nan)
     left = -(weights * (1 - kept.repeat(R, 1)) * density).sum(-1).reshape(R, folds).sum(-1)
     return left[0] if single else left

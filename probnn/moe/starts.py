@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -9,7 +10,9 @@ from torch import Tensor
 
 from .. import random as rnd
 from ..errors import DomainError
+from ._solve import combine, contract, products, solve, unpack
 from .data import Data
+from .gates import LaplaceGate, SoftmaxGate, TopKGate
 from .joint import GaussianGate
 from .measure import MixingMeasure
 from .outcomes import MultinomialLogit
@@ -62,6 +65,8 @@ def near_truth(
     """
     from .model import GaussianMoE
 
+    if truth.gate != model.gate and not all(type(g) in (SoftmaxGate, TopKGate) for g in (truth.gate, model.gate)):
+        raise DomainError(f"moe.fit: a mixing measure to start near must have the gate {model.gate}, got {truth.gate}")
     known = GaussianMoE.from_mixing_measure(truth, expert=model.expert, outcome=model.outcome)
     if known.sizes != model.sizes or truth.batch_shape or truth.num_atoms > model.num_experts:
         raise DomainError(
@@ -73,16 +78,26 @@ def near_truth(
     atoms = order.expand(R, S, K).clone()
     if K > k:
         atoms[..., k - 1 : K - 1] = rnd.integers(k, (R, S, K - k), generator=generator)
-    gamma, beta, scales, tail = known.split(known.canonicalize().theta)  # type: ignore[arg-type]
+    gamma, beta, scales, tail = known.split(known.canonicalize()._parameters("fit"))
 
     def noise(like: Tensor) -> Tensor:
         return rnd.normal(like.shape, generator=generator, like=like)
 
     gamma, beta, scales = gamma[atoms], beta[atoms], scales[atoms]
-    gamma = gamma + 0.005 * num_rows**-0.083 * noise(gamma)
+    moved = torch.ones_like(gamma)
+    moved[..., -1, list(model.gate.held(model.input_dim))] = 0.0
+    gamma = model.gate.untempered(gamma) + 0.005 * num_rows**-0.083 * noise(gamma) * moved
     beta = beta + 0.05 * num_rows**-0.083 * noise(beta)
     scales = 2 * ((0.5 * scales).exp() + 0.005 * num_rows**-0.25 * noise(scales).abs()).log()
-    return _tied(model, model.join(model.gate.canonical(gamma), beta, scales, tail.expand(R, S, -1)))
+    return respecting(model, model.join(gamma, beta, scales, tail.expand(R, S, -1)))
+
+
+def respecting(model: GaussianMoE, theta: Tensor) -> Tensor:
+    """theta with known variances at what they are, tied coordinates equal, and unidentified temperatures at one."""
+    gamma, beta, scales, tail = model.split(theta)
+    if not isinstance(model.variance, str):
+        scales = torch.full_like(scales, float(model.variance)).log()
+    return _tied(model, model.join(model.gate.untempered(gamma), beta, scales, tail))
 
 
 def _kmeans(model: GaussianMoE, X: Tensor, Y: Tensor, K: int, generator: torch.Generator) -> Tensor:
@@ -153,18 +168,16 @@ def _design(model: GaussianMoE, X: Tensor) -> Tensor:
 
 
 def _weighted_fit(phi: Tensor, Y: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
-    """Ridge-stabilised least squares with weights ``R x K x n``: coefficients ``R x K x m x p`` and residuals."""
+    """Least squares with weights ``R x K x n``: coefficients ``R x K x m x p`` and residuals ``R x K x m x n``."""
+    (R, K, _), p, m = r.shape, phi.shape[-2], Y.shape[-2]
     centre = phi.mean(-1, keepdim=True)
     centre[:, -1] = 0.0  # the last feature is one
     scale = (phi - centre).square().mean(-1, keepdim=True).sqrt()
     scale = torch.where(scale > 0, scale, 1.0)
     unit = (phi - centre) / scale
-    normal = torch.einsum("rkn,rpn,rqn->rkpq", r, unit, unit)
-    ridge = 1e-6 * normal.diagonal(dim1=-2, dim2=-1).mean(-1) + 1e-10
-    normal = normal + ridge[..., None, None] * torch.eye(phi.shape[-2]).to(phi)
-    right = torch.einsum("rkn,rpn,rmn->rkpm", r, unit, Y)
-    solved = torch.linalg.solve(normal, right).mT  # R K m p
-    residual = Y.unsqueeze(1) - solved @ unit.unsqueeze(1)
+    gram = unpack(contract(r, products(unit)), p).unsqueeze(2).expand(R, K, m, p, p)
+    solved, _ = solve(gram, contract(r.unsqueeze(2) * Y.unsqueeze(1), unit))
+    residual = Y.unsqueeze(1) - combine(solved, unit)
     beta = solved / scale.mT.unsqueeze(1)
     beta[..., -1] -= (beta * centre.mT.unsqueeze(1)).sum(-1)
     return beta, residual
@@ -200,7 +213,7 @@ def _from_responsibilities(model: GaussianMoE, X: Tensor, Y: Tensor, r: Tensor, 
     return _tied(model, model.join(_gate(model, X, r, log_mass, noise), beta, scales, tail))
 
 
-def _gate(model: GaussianMoE, X: Tensor, r: Tensor, log_mass: Tensor, noise) -> Tensor:  # type: ignore[no-untyped-def]
+def _gate(model: GaussianMoE, X: Tensor, r: Tensor, log_mass: Tensor, noise: Callable[..., Tensor]) -> Tensor:
     """Gate coordinates ``R x K x w``: centres where there are such, else weights near zero."""
     R, d, _ = X.shape
     K, w = r.shape[1], model.gate.width(d)
@@ -213,7 +226,7 @@ def _gate(model: GaussianMoE, X: Tensor, r: Tensor, log_mass: Tensor, noise) -> 
         return model.gate.pack(log_mass, centre, covariance + 0.05 * torch.diag_embed(spread).unsqueeze(1))
     if w == 0:
         return X.new_zeros(R, K, 0)
-    if type(model.gate).__name__ == "LaplaceGate":
+    if isinstance(model.gate, LaplaceGate):
         return torch.cat([centre, log_mass.unsqueeze(-1)], -1)
     # Activations have curvature only away from zero, so weights start a little off it.
     spread = X.std(-1, correction=0).clamp_min(1e-300) if d else X.new_ones(R, 0)

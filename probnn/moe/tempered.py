@@ -92,6 +92,16 @@ class Tempered(Gate):
 
         return GateTerms(scores, jacobian, curvature)
 
+    def steeper(self, gamma: Tensor) -> Tensor | None:
+        """Half of the temperature."""
+        return torch.cat([gamma[..., :-1], gamma[..., -1:] - math.log(2)], -1)
+
+    def untempered(self, gamma: Tensor) -> Tensor:
+        """The same probabilities at a temperature of one, where scores are homogeneous; else as they are."""
+        if not self.frozen(0):
+            return gamma
+        return torch.cat([gamma[..., :-1] * (-gamma[..., -1:]).exp(), torch.zeros_like(gamma[..., -1:])], -1)
+
     def canonical(self, gamma: Tensor) -> Tensor:
         """The last bias is zero."""
         gamma = gamma.clone()
@@ -139,14 +149,12 @@ class TemperatureGate(Tempered):
 
     def canonical(self, gamma: Tensor) -> Tensor:
         """The last expert at zero and, where weights are normalised, their norm in the temperature."""
-        gamma = gamma.clone()
-        gamma[..., :-1] -= gamma[..., -1:, :-1].clone()
-        if self.normalise is not None:
-            norm = gamma[..., :-2].square().sum((-1, -2), keepdim=True).sqrt()
-            norm = torch.where(norm > 0, norm, 1.0)
-            gamma[..., :-1] /= norm
-            gamma[..., -1:] -= norm.log()
-        return gamma
+        own, log_temperature = gamma[..., :-1] - gamma[..., -1:, :-1], gamma[..., -1:]
+        if self.normalise is None:
+            return torch.cat([own, log_temperature], -1)
+        norm = own[..., :-1].square().sum((-1, -2), keepdim=True).sqrt()
+        norm = torch.where(norm > 0, norm, 1.0)
+        return torch.cat([own / norm, log_temperature - norm.log()], -1)
 
 
 @dataclass(frozen=True)

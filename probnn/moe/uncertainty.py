@@ -18,18 +18,17 @@ from ..errors import ConvergenceWarning, DomainError, ShapeError, UnsupportedErr
 from ..inference.base import FitInfo
 from ..process import EmpiricalProcess
 from . import _checks
+from ._information import FLAT, spectrum
 from .data import Data
 from .gates import SoftmaxGate
 from .measure import MixingMeasure
 from .model import GaussianMoE
 from .newton import run_newton
 from .objective import Objective
-from .penalty import Penalty
+from .penalty import Penalty, check_penalty
 from .process import MixtureOfExperts
 from .result import MoEFit
 
-# Directions of less information than this share of what there would be with known allocations are flat.
-_FLAT = 1e-8
 # An estimate of a larger Newton decrement, in nats, is no maximum; a bootstrap fit of a larger one, no draw.
 _FAR = 1e-2
 
@@ -62,8 +61,8 @@ def laplace(
 
     Returns:
         The draws as a process; its `base` says what the coordinates are, and that prior has no part in it.
-        ``info.trace["eigenvalues"]`` are those of the information, in coordinates in which it would have a unit
-        diagonal if every row were known to be the expert's own.
+        ``info.trace["eigenvalues"]`` are those of the information relative to what it would be if the expert of every
+        row were known; those under 1e-8 count as none.
 
     Raises:
         ShapeError, DomainError, NonFiniteError: The data do not fit the model, or it has replicates.
@@ -83,15 +82,12 @@ def laplace(
     generator = rnd.generator_from(rnd.check_seed(where, seed))
     num_draws = validation.positive_int(where, "num_draws", num_draws)
     model, base, data = _parts(where, estimate, X, Y, sample_weight)
-    objective = Objective(model, data, penalty or Penalty())
+    objective = Objective(model, data, check_penalty(where, penalty))
     theta = _theta(model).unsqueeze(0)
     value, gradient, hessian = objective.derivatives(theta)
-    # The curvature there would be if every row were known to be the expert's own: what is tiny beside it is rounding.
-    own = objective.own_information(theta).squeeze(0)
-    scale = torch.where(own > 0, own, 1.0).rsqrt()
-    values, vectors = torch.linalg.eigh(-scale.unsqueeze(-1) * hessian.squeeze(0) * scale)
-    kept = values > _FLAT
-    slope = (vectors.mT @ (gradient.squeeze(0) * scale))[kept]
+    values, directions = spectrum(-hessian.squeeze(0), objective.complete_information(theta).squeeze(0))
+    kept = values > FLAT
+    slope = (directions.mT @ gradient.squeeze(0))[kept]
     decrement, held = (slope.square() / values[kept]).sum().item(), int((~kept).sum())
     said = []
     if not decrement <= _FAR:
@@ -107,7 +103,7 @@ def laplace(
     for message in said:
         warnings.warn(message, ConvergenceWarning, stacklevel=user_level())
     z = rnd.normal((num_draws, int(kept.sum())), generator=generator, like=theta)
-    free = objective.free(theta) + scale * ((z * values[kept].rsqrt()) @ vectors[:, kept].mT)
+    free = objective.free(theta) + (z * values[kept].rsqrt()) @ directions[:, kept].mT
     info = FitInfo(
         method=where,
         seconds=time.perf_counter() - begun,
@@ -174,9 +170,9 @@ def bootstrap(
     weights = dirichlet_weights(num_draws, data.num_rows, generator)
     weights = weights if data.weights is None else weights * data.weights
     floor = _checks.log_variance_floor(data)
-    objective = Objective(model, Data(data.X, data.Y, weights), penalty or Penalty())
+    objective = Objective(model, Data(data.X, data.Y, weights), check_penalty(where, penalty))
     start = _theta(model).expand(num_draws, -1)
-    state = run_newton(objective, start, max_iter=max_iter, floor=None if floor is None else floor.expand(num_draws))
+    state = run_newton(objective, start, max_iter=max_iter, floor=floor)
     lost = state.degenerate | ~state.theta.isfinite().all(-1)
     far = ~lost & ~(state.decrement < _FAR)
     said = []

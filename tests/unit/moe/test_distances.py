@@ -149,3 +149,18 @@ def test_bad_input():
     g = generator_from(0)
     with pytest.raises(ShapeError, match=r"must agree where they have such, got \[\(2,\), \(3,\)\]"):
         moe.density_distance(mixture(g, 2, R=2), mixture(g, 2, R=3), X)
+
+
+def test_monte_carlo_distances_of_gaussian_gates_are_conditional(seed):
+    def law(centre):
+        return moe.MixingMeasure(
+            gate_bias=[0.0, 0.0], gate_weight=[[-0.5], [centre]], intercept=[1.0, -1.0], coef=[[2.0], [-1.5]],
+            variance=[0.16, 0.25], gate_covariance=[[[0.2]], [[0.3]]], gate=moe.GaussianGate(),
+        )  # fmt: skip
+
+    X = torch.linspace(-1, 1, 21).double().unsqueeze(-1)
+    for kind in ("total_variation", "hellinger"):
+        exact = moe.density_distance(law(0.5), law(1.0), X, kind=kind).value
+        generator = torch.Generator().manual_seed(seed)
+        drawn = moe.density_distance(law(0.5), law(1.0), X, kind=kind, method="monte_carlo", generator=generator)
+        assert (drawn.value - exact).abs() < 5 * drawn.standard_error

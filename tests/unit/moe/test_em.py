@@ -11,10 +11,10 @@ import torch
 from probnn import moe
 from probnn.errors import UnsupportedError
 from probnn.moe import data as data_module
+from probnn.moe._checks import VARIANCE_FLOOR
 from probnn.moe.data import Data
 from probnn.moe.em import EM, em_step, run_em
 from probnn.moe.objective import Objective
-from probnn.moe.scaling import VARIANCE_FLOOR
 
 from .em_cases import easy, generator, random_start, truth, wavy
 

@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 import torch
 
+import probnn
 from probnn import moe
 from probnn.errors import ConvergenceWarning, DomainError, NonFiniteError, PrecisionWarning, ShapeError
 from probnn.moe.em import run_em
+from probnn.moe.gradient import run_lbfgs
 from probnn.moe.newton import run_newton
 from probnn.moe.objective import Objective
 from probnn.moe.starts import KINDS, near_truth, starting_points
+from probnn.progress import Progress
 
 from .models import CROSSING, GENTLE, normal, sample, uniform
 
@@ -141,6 +144,14 @@ def test_a_gate_that_separates_the_data_is_named(seed):
     Y = torch.where(X < 0.1, -3.0, 3.0) + 0.1 * normal(200, 1, seed=seed)
     fit = moe.fit(LINE, X, Y, num_restarts=4, seed=seed)
     assert fit.status == "separated"
+    errors, G = fit.standard_errors(), fit.model.mixing_measure()
+    assert errors["gate_weight"].isnan().any()
+    side = (X < 0.1).squeeze(-1)
+    for i in range(2):  # those of the experts are least squares' of their sides
+        own = side if G.intercept[i] < 0 else ~side
+        design = torch.cat([X, torch.ones_like(X)], 1)[own]
+        expected = (G.variance[i] * torch.linalg.inv(design.T @ design)[0, 0]).sqrt()
+        torch.testing.assert_close(errors["coef"][i, 0], expected, rtol=1e-5, atol=0)
     held = moe.fit(LINE, X, Y, num_restarts=4, seed=seed, penalty=moe.Penalty(gate_scale=5.0))
     assert held.status == "converged"
     assert held.penalty_value < 0 and held.log_likelihood < fit.log_likelihood
@@ -156,6 +167,99 @@ def test_a_variance_that_collapses_is_named():
     assert held.status in ("converged", "separated")
 
 
+@pytest.mark.parametrize("method", ["newton", "lbfgs"])
+def test_an_expert_without_rows_is_named(method, seed):
+    """Its parameters have no gradient: a stopping rule alone would call that a maximum."""
+    X, Y = sample(GENTLE, 100, seed=seed)
+    away = moe.GaussianMoE.from_mixing_measure(
+        moe.MixingMeasure([0.0, 0.0], [[0.0], [0.0]], [1e3, 0.0], [[0.0], [0.0]], [1.0, 1.0])
+    )
+    warmup = {"num_warmup": 0} if method == "newton" else {}
+    with pytest.warns(ConvergenceWarning, match="1 of 1 fits ended as degenerate; use fewer experts"):
+        fit = moe.fit(LINE, X, Y, starts=away, method=method, **warmup)
+    assert fit.status == "degenerate" and not fit.converged
+    one = moe.fit(moe.GaussianMoE(1, 1), X, Y)
+    # The bias goes towards minus infinity, where the other expert is alone.
+    assert fit.log_likelihood <= one.log_likelihood + 1e-9
+
+
+@pytest.mark.parametrize("method", ["newton", "em", "squarem", "lbfgs"])
+def test_one_replicate_may_fail(method, seed):
+    """Outcomes whose squares overflow have no likelihood; the other replicates are as they are alone."""
+    X, Y = sample(GENTLE, 3, 120, seed=seed)
+    start = moe.GaussianMoE.from_mixing_measure(GENTLE)
+    bad = Y.clone()
+    bad[1, 7] = 1e200
+    with pytest.warns(ConvergenceWarning, match="1 of 3 fits ended as failed; look at the data"):
+        fit = moe.fit(LINE, X, bad, starts=start, method=method, tol=1e-8)
+    alone = moe.fit(LINE, X[[0, 2]], Y[[0, 2]], starts=start, method=method, tol=1e-8)
+    assert fit.status == (alone.status[0], "failed", alone.status[1])
+    torch.testing.assert_close(fit.log_likelihood[[0, 2]], alone.log_likelihood, rtol=0, atol=1e-8)
+    for number in (fit.log_likelihood, fit.penalty_value, fit.decrement, fit.bic, fit.condition_number):
+        assert number[1].isnan() and number[[0, 2]].isfinite().all()
+    assert fit.converged.tolist() == [True, False, True] and fit.num_same_optimum[1] == 0
+    assert (fit.model.theta[1] == 0).all() and fit.standard_errors()["coef"][1].isnan().all()
+    assert "nan" not in repr(fit)
+
+
+def test_a_fit_is_saved_with_its_model(seed, tmp_path):
+    X, Y = sample(GENTLE, 2, 100, seed=seed)
+    fit = moe.fit(LINE, X, Y, starts=GENTLE, num_restarts=2, seed=seed)
+    probnn.save(fit, tmp_path / "fit.safetensors")
+    other = probnn.load(tmp_path / "fit.safetensors")
+    assert isinstance(other, moe.MoEFit) and repr(other) == repr(fit) and other.status == fit.status
+    assert other.model.theta.equal(fit.model.theta) and other.model.gate == fit.model.gate
+    for name, errors in fit.standard_errors().items():
+        assert other.standard_errors()[name].equal(errors)
+
+
+@pytest.mark.parametrize("method", ["em", "squarem"])
+def test_steps_on_a_bound_find_the_same_maximum(method, seed):
+    X, Y = sample(GENTLE, 2, 300, seed=seed)
+    newton, bound = (
+        moe.fit(LINE, X, Y, starts=GENTLE, num_restarts=1, method=method, tol=1e-8, criterion="decrement", gate_step=g)
+        for g in ("newton", "mm")
+    )
+    torch.testing.assert_close(bound.log_likelihood, newton.log_likelihood, rtol=0, atol=1e-6)
+    assert bound.converged.all() and not bound.model.theta.equal(newton.model.theta)
+
+
+@pytest.mark.parametrize("method", ["newton", "em", "squarem", "lbfgs"])
+def test_the_bar_counts_climbs(method, seed, monkeypatch):
+    bars = []
+
+    class Recorder(Progress):
+        def __init__(self, total, label, enabled):
+            super().__init__(total, label, False)
+            self.total, self.steps = total, []
+            bars.append(self)
+
+        def update(self, steps=1, **shown):
+            self.steps.append(steps)
+
+    monkeypatch.setattr("probnn.moe.fitting.Progress", Recorder)
+    X, Y = sample(GENTLE, 3, 100, seed=seed)
+    monkeypatch.setattr("probnn.moe.fitting.BATCH_BYTES", 1)  # a batch a replicate
+    moe.fit(LINE, X, Y, num_restarts=4, method=method, seed=seed, progress=True)
+    (bar,) = bars
+    assert bar.total == 12 == sum(bar.steps) and min(bar.steps) >= 0
+    assert sum(step > 0 for step in bar.steps) > 3  # not only as batches end
+
+
+@pytest.mark.parametrize("method", ["newton", "em", "squarem"])
+def test_a_small_variance_that_is_known_has_not_collapsed(method, seed):
+    X = torch.linspace(-1, 1, 60).double().unsqueeze(-1)
+    Y = 1 + 2 * X + 1e-6 * normal(60, 1, seed=seed)
+    model = moe.GaussianMoE(1, 1, variance=1e-12)
+    fit = moe.fit(model, X, Y, method=method, num_restarts=1)
+    solution = torch.linalg.lstsq(torch.cat([X, torch.ones_like(X)], 1), Y).solution
+    assert fit.status == "converged"
+    torch.testing.assert_close(fit.model.mixing_measure().coef[0], solution[0], rtol=0, atol=1e-8)
+    objective, start = Objective.of(model, X, Y), torch.full((1, 5), math.log(1e-12)).double()
+    climbed = run_lbfgs(objective, start, max_iter=20)
+    assert not climbed.degenerate.any() and climbed.value > objective.value(start) and climbed.num_iter == 20
+
+
 def test_iterations_that_end_too_early_are_named(seed):
     X, Y = sample(GENTLE, 200, seed=seed)
     with pytest.warns(ConvergenceWarning, match="max_iter"):
@@ -168,6 +272,7 @@ def test_methods_agree_where_there_is_one_maximum(method, seed):
     X, Y = sample(GENTLE, 2, 400, seed=seed)
     reference = moe.fit(LINE, X, Y, starts=GENTLE, num_restarts=1)
     fit = moe.fit(LINE, X, Y, starts=GENTLE, num_restarts=1, method=method, tol=1e-8, criterion="decrement")
+    assert fit.criterion == "decrement"
     torch.testing.assert_close(fit.log_likelihood, reference.log_likelihood, rtol=0, atol=1e-6)
     assert fit.method == method and fit.converged.all()
 
@@ -223,6 +328,21 @@ def test_bad_data_is_refused(seed):
         moe.fit(LINE, X, Y, method="bfgs")
     with pytest.raises(DomainError, match="criterion must be one of"):
         moe.fit(LINE, X, Y, criterion="absolute")
+    with pytest.raises(DomainError, match="criterion of method 'newton' with a SoftmaxGate must be one of 'decrement'"):
+        moe.fit(LINE, X, Y, criterion="relative")
+    with pytest.raises(DomainError, match="must be one of 'aitken', got 'relative'"):
+        moe.fit(replace(LINE, gate=moe.TopKGate(active=1)), X, Y, criterion="relative")
+    with pytest.raises(DomainError, match="must be one of 'aitken', 'relative', got 'decrement'"):
+        moe.fit(replace(LINE, gate=moe.GaussianGate()), X, Y, criterion="decrement")
+    with pytest.raises(DomainError, match="num_warmup is for method='newton', got method='em'"):
+        moe.fit(LINE, X, Y, method="em", num_warmup=10)
+    with pytest.raises(DomainError, match="num_warmup must be a number of iterations or an increasing tuple"):
+        moe.fit(LINE, X, Y, num_warmup=(100, 10))
+    with pytest.raises(DomainError, match="gate_step must be one of 'newton', 'mm'"):
+        moe.fit(LINE, X, Y, method="em", gate_step="bound")
+    for method, gate in (("newton", moe.SoftmaxGate()), ("lbfgs", moe.SoftmaxGate()), ("em", moe.SigmoidGate())):
+        with pytest.raises(DomainError, match="gate_step='mm' is for"):
+            moe.fit(replace(LINE, gate=gate), X, Y, method=method, gate_step="mm")
     with pytest.raises(DomainError, match="starts must be"):
         moe.fit(LINE, X, Y, starts="k-means")
     with pytest.raises(DomainError, match="networks are fitted with method='lbfgs'"):

@@ -342,3 +342,10 @@ def test_cells_beyond_the_proven_exponents():
 def test_bad_input(error, message, call):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_a_temperature_of_the_gate_is_that_of_the_measure():
+    atoms = ([0.5, 0.0], [[3.0], [0.0]], [1.0, -1.0], [[2.0], [-1.5]], [0.16, 0.25])
+    G = moe.MixingMeasure(*atoms, gate=moe.SoftmaxGate(2.0))
+    again = moe.GaussianMoE.from_mixing_measure(G).mixing_measure()
+    assert moe.voronoi_loss(again, G).item() < 1e-12

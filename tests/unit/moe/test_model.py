@@ -307,6 +307,21 @@ def test_bad_settings_are_refused():
         )
 
 
+def test_measures_and_models_must_agree_on_variances():
+    with pytest.raises(DomainError, match="must be that number"):
+        moe.GaussianMoE.from_mixing_measure(CROSSING, variance=1.0)
+    with pytest.raises(DomainError, match="must be equal"):
+        moe.GaussianMoE.from_mixing_measure(CROSSING, variance="shared")
+    same = replace(CROSSING, variance=[0.2, 0.2])
+    for variance in ("shared", 0.2):
+        model = moe.GaussianMoE.from_mixing_measure(same, variance=variance)
+        assert model.mixing_measure().variance.tolist() == pytest.approx([0.2, 0.2])
+    with pytest.raises(DomainError, match="needs gate_covariance"):
+        replace(CROSSING, gate=moe.GaussianGate())
+    with pytest.raises(DomainError, match="order must be the indices 0 to 1"):
+        CROSSING.permuted([0, 0])
+
+
 def test_atoms_can_be_reordered():
     swapped = CROSSING.permuted(torch.tensor([1, 0]))
     assert swapped.intercept.tolist() == [-5.0, 15.0] and swapped.coef.tolist() == [[20.0], [-20.0]]

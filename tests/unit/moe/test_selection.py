@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from probnn import moe
-from probnn.errors import DomainError
+from probnn.errors import ConvergenceError, ConvergenceWarning, DomainError
 
 from .models import CROSSING, GENTLE, sample
 
@@ -33,6 +33,16 @@ def test_icl_adds_the_entropy_of_the_responsibilities(seed):
     assert moe.icl(fit, X, Y).item() == pytest.approx(fit.bic.item() + 2 * entropy)
     selection = moe.select_num_experts(moe.GaussianMoE(1, 1), X, Y, candidates=(1, 2), criterion="icl")
     assert selection.values[0].item() == pytest.approx(selection.fits[0].bic.item())
+
+
+def test_icl_counts_weights_as_rows(seed):
+    X, Y = sample(GENTLE, 100, seed=seed)
+    start = moe.GaussianMoE.from_mixing_measure(GENTLE)
+    twice = torch.full((100,), 2.0, dtype=torch.double)
+    weighted = moe.fit(moe.GaussianMoE(2, 1), X, Y, starts=start, sample_weight=twice, tol=1e-10)
+    rows = (X.repeat(2, 1), Y.repeat(2, 1))
+    repeated = moe.fit(moe.GaussianMoE(2, 1), *rows, starts=start, tol=1e-10)
+    assert moe.icl(weighted, X, Y, twice).item() == pytest.approx(moe.icl(repeated, *rows).item(), rel=1e-8)
 
 
 def test_cross_validation_is_that_of_a_loop(seed):
@@ -60,3 +70,16 @@ def test_bad_comparisons_are_refused(seed):
         _ = moe.select_num_experts(
             moe.GaussianMoE(1, 1), X.expand(2, -1, -1), Y.expand(2, -1, -1), candidates=(1,)
         ).best_fit
+
+
+def test_fits_whose_likelihood_has_no_bound_are_not_chosen(seed):
+    X, Y = sample(GENTLE, 200, seed=seed)
+    inflated = torch.where(torch.rand(200, 1, generator=torch.Generator().manual_seed(seed)) < 0.5, 0.0, Y)
+    with pytest.warns(ConvergenceWarning, match="degenerate"):
+        selection = moe.select_num_experts(moe.GaussianMoE(1, 1), X, inflated, candidates=(1, 2, 3), seed=seed)
+    statuses = [fit.status for fit in selection.fits]
+    assert "degenerate" in statuses
+    assert [value.isnan().item() for value in selection.values] == [status == "degenerate" for status in statuses]
+    assert statuses[selection.num_experts.index(selection.best.item())] != "degenerate"
+    with pytest.warns(ConvergenceWarning), pytest.raises(ConvergenceError, match="every number of experts"):
+        moe.select_num_experts(moe.GaussianMoE(1, 1), X, torch.zeros_like(Y), candidates=(1, 2))
