@@ -94,7 +94,7 @@ def fit(
         max_iter: Most iterations; None: 200 for Newton, 2,000 for EM.
         num_warmup: EM iterations before Newton, one or several numbers: Newton is then run from each of these points of
             EM's path (from the later ones as soon as the Hessian there is negative definite), and the best counts.
-            None: 10 where there is one start; (10, 100) where there are several: the early run is bold and finds more
+            None: 10 where there is one start; (10, 400) where there are several: the early run is bold and finds more
             maxima, the late one stays with the maximum that EM would find.
         gate_step: How EM moves the gate: ``"newton"``, or ``"mm"``, steps on a bound of the curvature that is factored
             once (Boehning 1992), for a :class:`SoftmaxGate` of many inputs and ``method="em"`` or ``"squarem"``.
@@ -223,7 +223,7 @@ def _groups(data: Data, R: int, S: int) -> list[Tensor]:
 def _warmups(where: str, method: str, given: Any, num_starts: int) -> tuple[int, ...]:
     if given is not None and method != "newton":
         raise DomainError(f"{where}: num_warmup is for method='newton', got method={method!r}")
-    counts = ((10,) if num_starts == 1 else (10, 100)) if given is None else given
+    counts = ((10,) if num_starts == 1 else (10, 400)) if given is None else given
     counts = (counts,) if isinstance(counts, int) else counts
     if not isinstance(counts, tuple) or not counts or list(counts) != sorted(set(counts)):
         raise DomainError(f"{where}: num_warmup must be a number of iterations or an increasing tuple, got {given!r}")

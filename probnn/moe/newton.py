@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ._information import spectrum
 from .objective import Objective
 from .state import State
 
@@ -67,7 +68,7 @@ def run_newton(
         now.converged = now.decrement < tol
         saddle = now.converged & (values[..., 0] < -_CURVED * top.squeeze(-1))  # eigenvalues of -H are sorted
         if saddle.any():
-            _escape(here, now, saddle.nonzero().squeeze(-1), vectors[..., 0] * scale, values[..., 0], tol)
+            _escape(here, now, saddle.nonzero().squeeze(-1), hessian, tol)
         # Where an entry has escaped, its derivatives are those of another place.
         still = ~now.converged & ~saddle & fine
         damping, stuck = _step(here, now, still, slope, values, vectors, scale, top, damping)
@@ -113,15 +114,18 @@ def _some(index: Tensor, size: int) -> Tensor | None:
     return None if len(index) == size else index
 
 
-def _escape(here: Objective, now: State, index: Tensor, direction: Tensor, curvature: Tensor, tol: float) -> None:
+def _escape(here: Objective, now: State, index: Tensor, hessian: Tensor, tol: float) -> None:
     """Move entries at a saddle along their direction of positive curvature; where that gains nothing, it is flat.
 
     Curvatures of gates that separate the data are rounding errors of sums that cancel: steps tell, not their signs.
     """
     some, theta = here.take(_some(index, len(now.theta))), now.theta[index]
     best, found = now.value[index] + 0.5 * tol, theta.clone()
-    reach = direction[index] / curvature[index].abs().sqrt().unsqueeze(-1)  # promises half a nat
-    for length in (1.0, -1.0, 0.1, -0.1):
+    # In units of complete data: at a saddle the curvature along a coordinate may be zero, which is no unit.
+    shares, directions = spectrum(-hessian[index], some.complete_information(theta))
+    steepness = shares[..., :1].abs().clamp_min(_CURVED).sqrt()
+    reach = directions[..., 0] / steepness  # promises half a nat
+    for length in (3.0, -3.0, 1.0, -1.0, 0.3, -0.3, 0.1, -0.1, 0.03, -0.03):
         candidate = here.full(here.free(theta) + length * reach, theta)
         value = some.value(candidate)
         better = value > best

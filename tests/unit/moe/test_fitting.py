@@ -69,7 +69,10 @@ def test_restarts_are_never_below_em_from_the_same_starts(seed):
     starts = starting_points(model, Objective.of(model, X, Y).data, KINDS, S, generator)
     objective = Objective.of(model, X.repeat_interleave(S, 0), Y.repeat_interleave(S, 0))
     em = run_em(objective, starts.flatten(0, 1), max_iter=3000, tol=1e-9, criterion="relative")
-    best = em.value.masked_fill(em.degenerate, -math.inf).reshape(R, S).amax(-1)
+    # An expert on a few rows that lie on a line by chance is a maximum too; there are more of them than starts.
+    scales = model.split(em.theta)[2].squeeze(-1)
+    spike = scales.amin(-1) < scales.amax(-1) + math.log(1e-3)
+    best = em.value.masked_fill(em.degenerate | spike, -math.inf).reshape(R, S).amax(-1)
     assert (fit.log_likelihood >= best - 1e-4).all()
 
 
