@@ -26,7 +26,7 @@ seconds of CPU on one core, and only ratios of one run mean much.
 | `bo` | regret; share of the best experiments of finished tables | SingleTaskGP, random forest, random search |
 | `failures` | failing suggestions where a third of the box fails | the same loop without a model of failures |
 | `suggest` | the whole command `probnn suggest`: seconds and memory | SingleTaskGP with qLogEI |
-| `moe` | maximum likelihood for mixtures of experts: seconds a fit, restarts, memory | EM and SQUAREM here, EM in numpy |
+| `moe` | mixtures of experts: seconds a fit, restarts, memory | EM and SQUAREM here, EM in numpy |
 | `imports` | what `import probnn` and `probnn --help` cost | `import torch` |
 """
 
