@@ -232,7 +232,7 @@ fig, axes = plt.subplots(1, 2, figsize=(9, 3.1), sharey=True, layout="constraine
 peaks = {}
 for ax, count in zip(axes, (5, len(first.trials)), strict=True):
     X, Y = first.points(first.trials[:count]), torch.tensor([[t.value] for t in first.trials[:count]])
-    model = surrogates["bnn-hmc"].fit(X, Y, bounds=reactor.bounds, seed=0)
+    model = surrogates["bnn-hmc"].fit(X, Y, bounds=reactor.bounds, seed=1)
     torch.manual_seed(0)
     with torch.no_grad():
         paths = draw_matheron_paths(model, torch.Size([20]))(features)

@@ -20,7 +20,9 @@ from .gates import Gate, with_ones
 
 @dataclass(frozen=True)
 class Expert(ByValue, ABC):
-    """The mean of an expert's outcomes as a function of the inputs; inputs are ``... x d x n`` here, rows last.
+    """The mean of an expert's outcomes as a function of the inputs.
+
+    Inputs are ``... x d x n`` here, rows last.
 
     Attributes:
         affine: An affine map of the inputs can be made up for by the coefficients.

@@ -39,6 +39,7 @@ BATCH_BYTES = 256 * 2**20
 # An expert of a smaller share of the observations has parameters about which they say nothing.
 _LEAST_SHARE = 1e-6
 _CURVED = 1e-6  # share of the information of complete data; a more negative one is a saddle
+_STATIONARY = 1e-3  # nats that a Newton step would promise
 _ADVICE = {
     "max_iter": "raise max_iter.",
     "saddle": "start elsewhere, or use method='newton', which leaves saddles.",
@@ -267,7 +268,8 @@ def _result(
         information, complete = -hessian, objective.complete_information(theta)
         decrement = newton_decrement(gradient, hessian)
         information, complete = (x.masked_fill(failed[:, None, None], math.nan) for x in (information, complete))
-        saddle = spectrum(information, complete)[0][..., 0] < -_CURVED
+        # A climb that ended early, as rules of small relative changes end it, is on a slope and not at a saddle.
+        saddle = (spectrum(information, complete)[0][..., 0] < -_CURVED) & (decrement < _STATIONARY)
     status = [
         "failed" if failed[r] else
         "degenerate" if collapsed[r] else

@@ -33,9 +33,9 @@ class OutcomeTerms:
 
 @dataclass(frozen=True)
 class OutcomeLaw(ByValue, ABC):
-    """The law of m outcomes given an expert's means ``... x K x a x n`` and log variances ``... x K x b``.
+    """The law of m outcomes given an expert's means and log variances.
 
-    Outcomes are ``... x m x n`` here, rows last.
+    Those are ``... x K x a x n`` and ``... x K x b``, and outcomes ``... x m x n`` here, rows last.
     """
 
     def num_means(self, m: int) -> int:
