@@ -25,6 +25,7 @@ def run_newton(
     max_iter: int = 200,
     tol: float = 1e-6,
     floor: Tensor | None = None,
+    damping: float = 1e-3,
     callback: Callable[[int, int, State], bool] | None = None,
 ) -> State:
     r"""Maximise by Newton steps on the observed log-likelihood.
@@ -43,6 +44,8 @@ def run_newton(
         tol: Bound of the decrement.
         floor: Log variances below this, ``B|1 x m``, are those of an expert that fits few rows exactly, where the
             likelihood has no bound: the entry ends as degenerate. None: none are.
+        damping: First damping, relative to a thousandth of the largest curvature: small for bold steps; large to follow
+            the slope to the nearest maximum.
         callback: Called as ``callback(done, total, state)`` after every iteration; True stops.
 
     Returns:
@@ -52,7 +55,7 @@ def run_newton(
     if floor is not None:
         state.degenerate = _collapsed(objective, theta, floor)
     active = ((state.value > -torch.inf) & ~state.degenerate).nonzero().squeeze(-1)
-    here, damping = objective.take(_some(active, len(theta))), theta.new_full((len(active),), _DAMPING)
+    here, damped = objective.take(_some(active, len(theta))), theta.new_full((len(active),), damping)
     now = state.take(active)
     for step in range(max_iter):
         if len(active) == 0:
@@ -71,7 +74,7 @@ def run_newton(
             _escape(here, now, saddle.nonzero().squeeze(-1), hessian, tol)
         # Where an entry has escaped, its derivatives are those of another place.
         still = ~now.converged & ~saddle & fine
-        damping, stuck = _step(here, now, still, slope, values, vectors, scale, top, damping)
+        damped, stuck = _step(here, now, still, slope, values, vectors, scale, top, damped)
         now.num_iter = now.num_iter + (~now.converged).long()
         if floor is not None:
             local = floor if len(floor) == 1 else floor[active]
@@ -82,7 +85,7 @@ def run_newton(
         left = ~(now.converged | stuck | now.degenerate | ~fine)
         if not left.all():
             kept = left.nonzero().squeeze(-1)
-            active, damping, now = active[kept], damping[kept], now.take(kept)
+            active, damped, now = active[kept], damped[kept], now.take(kept)
             here = objective.take(_some(active, len(theta)))
     return state
 

@@ -24,6 +24,9 @@ from .penalty import Penalty
 from .state import State
 from .topk import run_topk
 
+# First damping of Newton's steps.
+_BOLD, _CAREFUL = 1e-3, 1e2
+
 
 @dataclass(frozen=True)
 class Runner:
@@ -80,7 +83,10 @@ class Runner:
             theta[left] = warm
             left, done = left[moved], count
             here = objective.take(None if len(left) == len(theta) else left)
-            state = run_newton(here, theta[left], floor=floor if len(floor) == 1 else floor[left], **settings)
+            local = floor if len(floor) == 1 else floor[left]
+            # The first run may be bold; later ones are to find the maximum that EM is on its way to.
+            damping = _CAREFUL if count > self.num_warmup[0] else _BOLD
+            state = run_newton(here, theta[left], floor=local, damping=damping, **settings)
             _keep_better(best, left, state)
         return best
 
