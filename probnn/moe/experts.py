@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .. import validation
 from ..equality import ByValue
-from ..errors import DomainError, ShapeError
+from ..errors import DomainError, ShapeError, UnsupportedError
 from ..networks import MLP
 from .gates import Gate, with_ones
 
@@ -38,7 +38,10 @@ class Expert(ByValue, ABC):
 
     def design(self, X: Tensor) -> Tensor:
         """Features ``... x p x n`` of the inputs; the last is one."""
-        raise NotImplementedError
+        raise UnsupportedError(
+            f"moe.{type(self).__name__}: its means are not linear in coordinates, so there are no features; fit it "
+            "with method='lbfgs'"
+        )
 
     def means(self, beta: Tensor, X: Tensor) -> Tensor:
         """Means ``... x K x m x n`` for coordinates ``... x K x m x p``."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
@@ -65,8 +66,9 @@ class Tempered(Gate):
         """The log temperature."""
         return (d + 1,)
 
+    @abstractmethod
     def _jet(self, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        raise NotImplementedError
+        """Value, first and second derivative of what the linear scores go through."""
 
     def scores(self, gamma: Tensor, X: Tensor, tail: Tensor) -> Tensor:
         """The scores over the temperature."""

@@ -242,6 +242,8 @@ def test_networks_are_those_of_the_library(seed):
     torch.testing.assert_close(model.gate_log_probs(X), gate(tail, X).log_softmax(-1))
     with pytest.raises(UnsupportedError, match="networks have no atoms"):
         model.mixing_measure()
+    with pytest.raises(UnsupportedError, match="no features"):
+        model.expert.design(X.mT)
 
 
 def test_replicates_are_models_side_by_side(seed):
