@@ -73,26 +73,36 @@ class LinearExpert(Expert):
 
 @dataclass(frozen=True)
 class PolynomialExpert(Expert):
-    r"""Polynomial means, with all monomials of total degree at most `degree`.
+    r"""Polynomial means, with all monomials of total degree at most `degree`, or with the pure powers only.
 
     Args:
         degree: The total degree.
+        interactions: Whether monomials of several inputs are among them; without them the mean is additive, and has
+            `degree` d + 1 coefficients.
 
     Raises:
-        DomainError: `degree` is no positive integer.
+        DomainError: `degree` is no positive integer, or `interactions` no boolean.
 
     Example:
         >>> PolynomialExpert(2).width(2)  # x1, x2, x1 x1, x1 x2, x2 x2, 1
         6
+        >>> PolynomialExpert(2, interactions=False).width(2)  # x1, x2, x1 x1, x2 x2, 1
+        5
     """
 
     degree: int = 2
+    interactions: bool = True
 
     def __post_init__(self) -> None:
         validation.positive_int("moe.PolynomialExpert", "degree", self.degree)
+        if not isinstance(self.interactions, bool):
+            raise DomainError(f"moe.PolynomialExpert: interactions must be True or False, got {self.interactions!r}")
 
     def _monomials(self, d: int) -> list[tuple[int, ...]]:
-        return [m for k in range(1, self.degree + 1) for m in combinations_with_replacement(range(d), k)]
+        powers = range(1, self.degree + 1)
+        if not self.interactions:
+            return [(j,) * k for k in powers for j in range(d)]
+        return [m for k in powers for m in combinations_with_replacement(range(d), k)]
 
     def width(self, d: int) -> int:
         """One coefficient a monomial, and the intercept."""

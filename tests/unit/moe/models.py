@@ -33,6 +33,7 @@ GATES = {
 EXPERTS = {
     "linear": moe.LinearExpert(),
     "polynomial": moe.PolynomialExpert(2),
+    "additive": moe.PolynomialExpert(3, interactions=False),
     "features": moe.FeatureExpert(torch.sin, 2),
 }
 OUTCOMES = {

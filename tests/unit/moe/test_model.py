@@ -218,15 +218,17 @@ def test_top_k_keeps_the_k_largest(seed):
     assert theta.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("expert", EXPERTS.values(), ids=EXPERTS.keys())
-def test_features_of_experts(expert):
+@pytest.mark.parametrize("name", EXPERTS)
+def test_features_of_experts(name):
+    expert = EXPERTS[name]
     X = torch.tensor([[2.0, 3.0]], dtype=torch.double)
     features = expert.design(X.mT).flatten().tolist()
     expected = {
-        "LinearExpert": [2, 3, 1],
-        "PolynomialExpert": [2, 3, 4, 6, 9, 1],
-        "FeatureExpert": [math.sin(2), math.sin(3), 1],
-    }[type(expert).__name__]
+        "linear": [2, 3, 1],
+        "polynomial": [2, 3, 4, 6, 9, 1],
+        "additive": [2, 3, 4, 9, 8, 27, 1],
+        "features": [math.sin(2), math.sin(3), 1],
+    }[name]
     assert features == pytest.approx(expected)
     assert expert.width(2) == len(features)
 
