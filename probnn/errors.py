@@ -65,6 +65,10 @@ class SmallSampleWarning(UserWarning):
     """Too few samples or replicates for the number to mean much."""
 
 
+class IncompleteStudyWarning(UserWarning):
+    """Replicates of a simulation study have no result."""
+
+
 def user_level() -> int:
     """The `stacklevel` with which a warning names the user's line.
 

@@ -276,12 +276,14 @@ class _Problem:
             t = torch.cat([self._by_experts(pairs), pairs.flatten(1, 2)], 1)
         terms = self._terms(self._cells(t))
         best, found = self._least(terms, t)
+        known = ~terms.unknown.all(-1)
         for _ in range(_ROUNDS - 1 if moving else 0):
             t = minimise(self.mass.unsqueeze(1), terms.x, terms.e2, terms.p)
             terms = self._terms(self._cells(t))
             value, candidate = self._least(terms, t)
+            known = known | ~terms.unknown.all(-1)
             found, best = _where(value < best, candidate, found), torch.minimum(value, best)
-        if terms.unknown[:, 0].any() or best.isinf().any():
+        if terms.unknown[:, 0].any() or not known.all():
             self._refuse(terms.cells[:, 0])
         return self._regions(found, moving, active) if active else best
 
