@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .convergence import ConvergenceStudy
 
 _FEW_SIZES = 3  # with fewer there is no rate
+_CONSTANT = 1e-9  # standard error of a slope that is but rounding
 
 
 def draw(study: ConvergenceStudy, target: str | os.PathLike[str] | Axes | None, statistic: str) -> Any:
@@ -178,6 +179,8 @@ def _against_theory(rates: Rates) -> Iterator[str]:
         words = f"- {row['loss']} of `{row['estimator']}`: slope {row['slope']:.3f} ± {row['se']:.3f}, theory {aim:g}: "
         if np.isnan(row["slope"]) or np.isnan(row["low"]):
             lines.append(words + "no rate")
+        elif row["se"] < _CONSTANT:
+            lines.append(words + "**the loss is the same at all sizes**")
         elif row["low"] <= aim <= row["high"]:
             lines.append(words + "the interval has it")
         else:

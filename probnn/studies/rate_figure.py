@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _SHIFT = 0.02  # of the width between the bars of neighbouring rates, so that they do not hide each other
+_ROOM = 0.08  # of the height, for an entry of the legend
 
 
 def plot_rates(rates: Rates, *, which: Mapping[str, Value] | None = None, ax: Axes | None = None) -> Axes:
@@ -66,7 +67,7 @@ def plot_rates(rates: Rates, *, which: Mapping[str, Value] | None = None, ax: Ax
     for i, (row, (marker, color)) in enumerate(zip(chosen.rows(), looks, strict=False)):
         key = {name: row[name] for name in names}
         apart = 10 ** (_SHIFT * (i - (len(chosen) - 1) / 2))
-        label = ", ".join(str(row[n]) if n == "loss" else f"{n} = {row[n]}" for n in several)
+        label = ", ".join(row[n] if isinstance(row[n], str) else f"{n} = {row[n]}" for n in several)
         label = (label + ": " if label else "") + _slope(row)
         x, y = _draw_points(ax, rates, key, apart, marker=marker, color=color, label=label)
         if np.isnan(row["slope"]):
@@ -82,7 +83,11 @@ def plot_rates(rates: Rates, *, which: Mapping[str, Value] | None = None, ax: Ax
         ax.plot([], [], "--", color=GREY, lw=1.2, label=f"theory: slope {aim:.3g}")
     losses = set(chosen["loss"].tolist())
     ax.set_ylabel(f"{rates.statistic} {losses.pop() if len(losses) == 1 else 'loss'}")
-    ax.legend(framealpha=0.85, edgecolor="none", fontsize="small")
+    # Losses fall, so the legend goes to the upper right, with room made for it above what is drawn.
+    low, high = ax.get_ylim()
+    entries = len(ax.get_legend_handles_labels()[1])
+    ax.set_ylim(low, high * (high / low) ** (_ROOM * entries))
+    ax.legend(loc="upper right", framealpha=0.85, edgecolor="none", fontsize="small")
     return ax
 
 
