@@ -26,8 +26,8 @@ RESERVED = (
 
 def scalar(where: str, axis: str, value: Any) -> int | float | str | bool:
     """A value of an axis as Python's own, so that it is written the same everywhere."""
-    if isinstance(value, np.generic):
-        value = value.item()
+    if not isinstance(value, (bool, int, float, str)) and getattr(value, "shape", None) == ():
+        value = value.item()  # of numpy or torch
     if isinstance(value, (bool, int, str)):
         return value
     if isinstance(value, float) and math.isfinite(value):

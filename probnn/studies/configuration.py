@@ -7,7 +7,7 @@ import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from .. import validation
 from ..errors import DomainError
@@ -53,7 +53,7 @@ class FileStudy(Study):
         self.measures = None if measures is None else tuple(measures)
         super().__init__(**settings)
 
-    def run(self, n_jobs: int = 1, *, timeout: float | None = None, **options: Any) -> Study:
+    def run(self, n_jobs: int = 1, *, timeout: float | None = None, **options: Any) -> Self:
         """Run what is missing, as :meth:`Study.run`; without `timeout`, with the file's."""
         return super().run(n_jobs, timeout=self.timeout if timeout is None else timeout, **options)
 

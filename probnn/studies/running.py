@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import socket
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -71,6 +72,7 @@ class Runner:
             if self.n_jobs == 1:
                 self._here(waiting.values())
             else:
+                _sweep(notes.parent)
                 notes.mkdir(parents=True)
                 self.job = replace(self.job, notes=os.fspath(notes))
                 with _workers(self.backend):
@@ -183,6 +185,24 @@ def _killed(unit: Unit, error: Exception) -> Row:
         unit.cell, unit.replicates[0], KILLED,
         error=f"its worker died, twice, the second time with nothing else running ({type(error).__name__})",
     )  # fmt: skip
+
+
+def _sweep(folder: Path) -> None:
+    """Remove the notes of runs on this machine that were killed."""
+    for path in folder.glob("*") if folder.is_dir() else ():
+        host, _, rest = path.name.rpartition("-")[0].rpartition("-")
+        if host == socket.gethostname() and rest.isdigit() and not _alive(int(rest)):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # somebody else's
+        return True
+    return True
 
 
 def _forget(notes: Path) -> None:

@@ -24,6 +24,8 @@ MANIFEST, ROWS, RUNNING = "study.json", "rows", "running"
 _MOST_ROWS, _SECONDS, _SHARE = 2000, 1.0, 20.0
 # More small files than this are joined at the end of a run.
 _MOST_PARTS = 64
+# A file that has been in writing for so many seconds has lost its writer.
+_ABANDONED = 86400.0
 
 
 class Store:
@@ -234,8 +236,12 @@ class Store:
         self._check_manifest()
 
     def finish(self) -> None:
-        """Write what waits, and join small files."""
+        """Write what waits, join small files, and remove what killed writers left long ago."""
         self.flush()
+        for path in (self.path / ROWS).glob(".probnn-*.tmp"):
+            with contextlib.suppress(OSError):
+                if time.time() - path.stat().st_mtime > _ABANDONED:
+                    path.unlink()
         names = part_names(self.path / ROWS)
         if len(names) > _MOST_PARTS:
             small = [n for n in names if (self.path / ROWS / n).stat().st_size < 1 << 22]

@@ -10,7 +10,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -146,7 +146,7 @@ class Study:
         timeout: float | None = None,
         shard: Any = None,
         retry: bool = True,
-    ) -> Study:
+    ) -> Self:
         """Run the rows that are missing, and those that failed before.
 
         Args:
@@ -271,6 +271,13 @@ class Study:
         columns["warnings"] = np.asarray([warned for _, warned in texts], dtype=str)
         columns["error"] = np.asarray([error for error, _ in texts], dtype=str)
         return Table(columns)
+
+    def digest(self) -> str:
+        """A hash of the table: the same for the same results, however they came about.
+
+        Times, warnings and the texts of errors are left out; everything else counts, to the last bit.
+        """
+        return self.table().digest(exclude=("seconds", "warnings", "error"))
 
     def _all_seeds(self, at: np.ndarray, replicate: np.ndarray) -> list[int]:
         found: list[int] = []

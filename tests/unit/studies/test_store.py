@@ -14,11 +14,9 @@ from probnn.studies.parts import Row, compact, part_names, read_part
 from probnn.studies.store import Store
 from tests import simulations as sim
 
-EXCLUDED = ("seconds", "warnings")
-
 
 def digest(study):
-    return study.table().digest(EXCLUDED)
+    return study.digest()
 
 
 def small(store, replicates=6, **settings):
@@ -161,10 +159,19 @@ def test_a_damaged_file_is_named(tmp_path):
     assert len(small(tmp_path).run().table()) == 12
 
 
-def test_files_being_written_are_not_read(tmp_path):
+def test_files_being_written_are_not_read_and_old_ones_go(tmp_path):
     small(tmp_path).run()
-    (tmp_path / "rows" / ".probnn-abc.tmp").write_bytes(b"half")
-    assert len(small(tmp_path).table()) == 12
+    half = tmp_path / "rows" / ".probnn-abc.tmp"
+    half.write_bytes(b"half")
+    assert len(small(tmp_path, 7).run().table()) == 14 and half.exists()
+    os.utime(half, (0, 0))
+    assert len(small(tmp_path, 8).run().table()) == 16 and not half.exists()
+
+
+def test_a_hash_of_the_results_alone(tmp_path, seed):
+    one, two = small(tmp_path / "a", seed=seed).run(), small(tmp_path / "b", seed=seed).run(2)
+    assert one.digest() == two.digest() != small(tmp_path / "c", 5, seed=seed).run().digest()
+    assert one.table().digest() != two.table().digest(())  # with the seconds
 
 
 @pytest.mark.parametrize(
