@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from .convergence import ConvergenceStudy
 
 _FEW_SIZES = 3  # with fewer there is no rate
+_COLUMNS = 3  # panels beside each other
+_HIGHEST = 1e50  # end of an axis
 _CONSTANT = 1e-9  # standard error of a slope that is but rounding
 
 
@@ -41,21 +43,31 @@ def draw(study: ConvergenceStudy, target: str | os.PathLike[str] | Axes | None, 
                 "or use plot_rates(study.rates(losses='...'), ax=...)"
             )
         return _panel(study, panels[0], statistic, target)
-    figure, axes = plt.subplots(1, len(panels), figsize=(5.2 * len(panels), 4.0), squeeze=False, layout="constrained")
-    for name, ax in zip(panels, axes[0], strict=True):
+    columns = min(_COLUMNS, len(panels))
+    rows = -(-len(panels) // columns)
+    figure, grid = plt.subplots(rows, columns, figsize=(5.2 * columns, 4.0 * rows), squeeze=False, layout="constrained")
+    axes = grid.ravel()
+    for empty in axes[len(panels) :]:
+        empty.remove()
+    axes = axes[: len(panels)]
+    for name, ax in zip(panels, axes, strict=True):
         _panel(study, name, statistic, ax)
     if target is None:
-        return axes[0]
+        return axes
     figure.savefig(os.fspath(target), dpi=150)
     plt.close(figure)
-    return axes[0]
+    return axes
 
 
 def _panel(study: ConvergenceStudy, name: str, statistic: str, ax: Any) -> Any:
     from .rate_figure import plot_rates
 
     if name != "choices":
-        return plot_rates(study.rates(statistic, losses=name), ax=ax)
+        plot_rates(study.rates(statistic, losses=name), ax=ax)
+        if ax.get_ylim()[1] > _HIGHEST:  # powers of far atoms: ticks of such axes overflow
+            ax.set_ylim(top=_HIGHEST)
+            ax.set_title(f"values above {_HIGHEST:g} are not shown", fontsize="small")
+        return ax
     ax = axes_or_new(ax)
     shares = _shares(study)
     for (estimator, criterion), group in _grouped(shares, "estimator", "criterion"):
