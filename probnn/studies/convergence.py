@@ -14,6 +14,7 @@ from .. import moe, validation
 from ..errors import DomainError
 from ._estimators import Estimator, Selection
 from ._simulation import MoESimulation
+from ._theory import Theory
 from ._truths import gate_from, measure_from
 from .rates import Rates, fit_rates
 from .study import Study
@@ -60,7 +61,7 @@ class ConvergenceStudy(Study):
         losses: Names of losses, see :class:`MoESimulation`; selections have none.
         seed: The study's seed.
         store: Folder of its rows; None: a temporary one.
-        theory: Exponents of n that the theory has, by loss.
+        theory: Exponents of n that the theory has, by loss, or by loss and estimator where they differ in it.
         num_points: Inputs in the mean that stands for an expectation over their law.
         bar_r: Exponents of the loss in cells of more than three atoms; None: 2m for m atoms, a heuristic.
         batch_size: Replicates that are fitted in one batch.
@@ -87,7 +88,7 @@ class ConvergenceStudy(Study):
         losses: Sequence[str] = ("voronoi", "total_variation"),
         seed: int = 0,
         store: str | os.PathLike[str] | None = None,
-        theory: Mapping[str, float] | None = None,
+        theory: Theory | None = None,
         num_points: int = 256,
         bar_r: Mapping[int, float] | None = None,
         batch_size: int = 20,

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from .. import random, validation
 from ..errors import DomainError
-from . import _resampled
+from . import _resampled, _theory
+from ._theory import Theory
 from .table import Table, Value
 
 STATISTICS = ("mean", "median")
@@ -72,7 +72,7 @@ class Rates:
     num_bootstrap: int
     seed: int
     probability: float
-    theory: Mapping[str, float]
+    theory: Mapping[str, Any]
     failures: str
 
     def __repr__(self) -> str:
@@ -170,7 +170,7 @@ def fit_rates(
     num_bootstrap: int = 1000,
     seed: int = 0,
     probability: float = 0.95,
-    theory: Mapping[str, float] | None = None,
+    theory: Theory | None = None,
     failures: str = "omit",
 ) -> Rates:
     r"""Fit a power law to the mean or median loss over the sizes of a study, for each loss and group.
@@ -220,7 +220,8 @@ def fit_rates(
         num_bootstrap: Number of bootstrap draws, at least 100.
         seed: Their seed.
         probability: Probability of the intervals.
-        theory: Exponents of the theory by loss, such as ``{"voronoi": -0.5}``; adds the columns theory and
+        theory: Exponents of the theory by loss, such as ``{"voronoi": -0.5}``, or by loss and group where they
+            differ, ``{"voronoi": {"newton": -0.5, "em": -0.25}}``; adds the columns theory and
             z = (slope - theory) / se, and lines to :func:`plot_rates`.
         failures: ``"omit"``, or ``"infinite"`` to count failed rows and losses of NaN as infinitely large.
 
@@ -252,11 +253,11 @@ def fit_rates(
     clash = set(by) & _RESULTS | ({size} & _RESULTS)
     if clash:
         raise DomainError(f"{where}: columns of results are called {', '.join(sorted(clash))} too; rename the axis")
-    exponents = _theory(where, theory, losses)
     sizes = _sizes(where, table, size)
     x = np.log(sizes.astype(np.float64))
     generator = random.generator_from(seed)
     groups = [group for group, _ in table.groups(by)]
+    exponents = _theory.checked(where, theory, losses, [_theory.group_name(group) for group in groups])
     at_sizes = [
         _resampled.parts_at(
             where,
@@ -282,10 +283,7 @@ def fit_rates(
                 for n, part in zip(sizes, parts, strict=True)
             ]
             rate, draws = _resampled.fit(x, parts, method, probability)
-            aims = {}
-            if theory is not None:
-                aim = exponents.get(loss, np.nan)
-                aims = {"theory": aim, "z": (rate["slope"] - aim) / rate["se"] if rate["se"] > 0 else np.nan}
+            aims = _theory.columns(exponents, loss, group, rate) if exponents else {}
             count = {key: sum(part.counts[key] for part in parts) for key in parts[0].counts}
             exist = int(np.isfinite(draws).sum())
             lost = num_bootstrap - exist if np.isfinite(rate["slope"]) else 0
@@ -379,14 +377,3 @@ def _sizes(where: str, table: Table, size: str) -> np.ndarray:
             f"({', '.join(map(str, sizes.tolist()))}); a line fits any two, so add sizes to the grid"
         )
     return sizes
-
-
-def _theory(where: str, theory: Mapping[str, float] | None, losses: tuple[str, ...]) -> dict[str, float]:
-    if theory is None:
-        return {}
-    if not isinstance(theory, Mapping) or not theory or any(name not in losses for name in theory):
-        raise DomainError(f"{where}: theory must map losses ({', '.join(losses)}) to exponents, got {theory!r}")
-    for name, value in theory.items():
-        if isinstance(value, bool) or not isinstance(value, Real) or not np.isfinite(float(value)):
-            raise DomainError(f"{where}: the exponent of {name!r} must be a finite number, got {value!r}")
-    return {name: float(value) for name, value in theory.items()}

@@ -362,3 +362,20 @@ def test_bad_tables(seed: int) -> None:
         fit_rates(edited(t, "n", [0], 0))
     with pytest.raises(DomainError, match="called slope too; rename the axis"):
         fit_rates(Table({"n": t["n"], "slope": t["k"], **{x: t[x] for x in ("replicate", "status", "D")}}))
+
+
+def test_a_theory_that_differs_by_group(seed):
+    tables = [noisy(seed + i, sd=0.1) for i in range(2)]
+    columns = {name: np.concatenate([t[name] for t in tables]) for name in tables[0].names}
+    both = Table({"estimator": np.repeat(["a", "b"], len(tables[0])), **columns})
+    rates = fit_rates(both, losses="loss", theory={"loss": {"a": -0.5}}).table
+    assert rates.where(estimator="a")["theory"][0] == -0.5 and abs(rates.where(estimator="a")["z"][0]) < 5
+    assert np.isnan(rates.where(estimator="b")["theory"][0]) and np.isnan(rates.where(estimator="b")["z"][0])
+    with pytest.raises(DomainError, match="theory of 'loss' must be about a, b, got c"):
+        fit_rates(both, losses="loss", theory={"loss": {"c": -0.5}})
+
+
+def test_a_loss_that_never_changes_is_no_standard_errors_away():
+    constant = Table({**noisy(0).columns, "loss": np.full(len(noisy(0)), 0.3)})
+    rate = next(fit_rates(constant, losses="loss", theory={"loss": -0.5}).table.rows())
+    assert abs(rate["slope"]) < 1e-12 and np.isnan(rate["z"])
