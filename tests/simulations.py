@@ -48,6 +48,11 @@ def threads(cell, seed):
     return {"torch": torch.get_num_threads(), "omp": int(os.environ.get("OMP_NUM_THREADS", 0))}
 
 
+def process(cell, seed):
+    """Whether it runs in another process than the tests, whose number workers inherit in a variable."""
+    return {"other": os.getpid() != int(os.environ["PROBNN_TEST_PROCESS"])}
+
+
 def troubled(cell, seed):
     """What goes wrong is a function of the seed, so that a test knows which rows."""
     kind = trouble(cell, seed)

@@ -28,7 +28,7 @@ def scalar(where: str, axis: str, value: Any) -> int | float | str | bool:
     """A value of an axis as Python's own, so that it is written the same everywhere."""
     if not isinstance(value, (bool, int, float, str)) and getattr(value, "shape", None) == ():
         value = value.item()  # of numpy or torch
-    if isinstance(value, (bool, int, str)):
+    if isinstance(value, (bool, str)) or isinstance(value, int) and abs(value) < 2**63:
         return value
     if isinstance(value, float) and math.isfinite(value):
         return value
@@ -59,7 +59,20 @@ def cells_of(where: str, grid: Any) -> list[Cell]:
             raise DomainError(f"{where}: all cells must have the axes {', '.join(cells[0])}, got {cell!r}")
     if len({digest(cell) for cell in cells}) < len(cells):
         raise DomainError(f"{where}: a cell of grid is there twice")
+    for name in cells[0]:
+        _one_kind(where, name, [cell[name] for cell in cells])
     return [{name: cell[name] for name in cells[0]} for cell in cells]
+
+
+def _one_kind(where: str, name: str, values: Sequence[Any]) -> None:
+    """Tables and the command line could not tell 1 from 1.0, True and "1"."""
+    kinds = {"truth value" if isinstance(v, bool) else "text" if isinstance(v, str) else "number" for v in values}
+    if len(kinds) > 1:
+        raise DomainError(
+            f"{where}: the axis {name!r} must have values of one kind, got a {' and a '.join(sorted(kinds))}"
+        )
+    if len(set(values)) < len({(type(v), v) for v in values}):
+        raise DomainError(f"{where}: the axis {name!r} has the same number as an integer and as a float")
 
 
 def _axis(where: str, name: Any) -> str:
@@ -79,6 +92,7 @@ def _values(where: str, name: str, values: Any) -> list[Any]:
     for i, value in enumerate(found):
         if any(type(value) is type(other) and value == other for other in found[:i]):
             raise DomainError(f"{where}: the axis {name!r} has the value {value!r} twice")
+    _one_kind(where, name, found)
     return found
 
 
@@ -107,6 +121,9 @@ def named_cell(where: str, words: str, cells: Sequence[Cell]) -> Cell:
     Raises:
         DomainError: No cell, or more than one, is called so.
     """
+    for cell in cells:
+        if label(cell) == words:  # a text may have commas
+            return cell
     wanted = dict(part.split("=", 1) for part in words.split(",") if "=" in part)
     if len(wanted) != words.count(",") + 1:
         raise DomainError(f"{where}: a cell is named like {label(cells[0])}, got {words!r}")

@@ -53,7 +53,7 @@ class FileStudy(Study):
         self.measures = None if measures is None else tuple(measures)
         super().__init__(**settings)
 
-    def run(self, n_jobs: int = 1, *, timeout: float | None = None, **options: Any) -> Self:
+    def run(self, n_jobs: int | None = None, *, timeout: float | None = None, **options: Any) -> Self:
         """Run what is missing, as :meth:`Study.run`; without `timeout`, with the file's."""
         return super().run(n_jobs, timeout=self.timeout if timeout is None else timeout, **options)
 

@@ -14,7 +14,7 @@ import sys
 import sysconfig
 import textwrap
 import types
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -85,12 +85,17 @@ class _Collector:
     def __init__(self, where: str):
         self.where = where
         self.entries: Entries = {}
-        self._seen: set[int] = set()
+        self._seen: set[Any] = set()
         self._keep: list[Any] = []  # so that no id is used twice
 
-    def add(self, name: str, value: Any) -> None:
-        """Enter what `value` is under a name."""
-        if isinstance(value, functools.partial):
+    def add(self, name: str, value: Any, read: Collection[str] = ()) -> None:
+        """Enter what `value` is under a name; of a module of the user's, what of it is among the names `read`."""
+        if isinstance(value, types.ModuleType) and _own(value):
+            if self._first((id(value), tuple(sorted(read)))):
+                for attribute in sorted(read):
+                    if attribute in vars(value):
+                        self.add(f"{value.__name__}.{attribute}", vars(value)[attribute], read)
+        elif isinstance(value, functools.partial):
             self.add(name, value.func)
             for key, item in [*enumerate(value.args), *value.keywords.items()]:
                 self.add(f"{name}({key})", item)
@@ -102,26 +107,35 @@ class _Collector:
         elif isinstance(value, (types.ModuleType, types.BuiltinFunctionType)) or (
             isinstance(value, type) and not _own(value)
         ):
-            self.entries[name] = _named(value)
+            self._enter(name, _named(value))
         elif isinstance(value, type):
             self._class(name, value)
         else:
             self._value(name, value)
 
+    def _enter(self, name: str, entry: Any) -> None:
+        """An entry; of two things of one name the second has a number."""
+        wanted, count = name, 1
+        while wanted in self.entries and self.entries[wanted] != entry:
+            count += 1
+            wanted = f"{name} ({count})"
+        self.entries[wanted] = entry
+
     def _first(self, value: Any) -> bool:
-        if id(value) in self._seen:
+        key = value if isinstance(value, tuple) else id(value)
+        if key in self._seen:
             return False
-        self._seen.add(id(value))
+        self._seen.add(key)
         self._keep.append(value)
         return True
 
     def _function(self, name: str, fn: types.FunctionType) -> None:
         if not _own(fn) and "<locals>" not in fn.__qualname__:
-            self.entries[name] = _named(fn)
+            self._enter(name, _named(fn))
             return
         if not self._first(fn):
             return
-        self.entries[name] = sha(_code(fn))
+        self._enter(name, sha(_code(fn)))
         for i, default in enumerate(fn.__defaults__ or ()):
             self.add(f"{name}.default {i}", default)
         for key, default in (fn.__kwdefaults__ or {}).items():
@@ -132,35 +146,37 @@ class _Collector:
             except ValueError:  # a name that its function has not set yet
                 continue
             self.add(f"{name}.{key}", content)
-        for key in sorted(_names(fn.__code__)):
+        self._globals(fn)
+
+    def _globals(self, fn: types.FunctionType) -> None:
+        read = _names(fn.__code__)
+        for key in sorted(read):
             if key in fn.__globals__:
-                self.add(key, fn.__globals__[key])
+                self.add(key, fn.__globals__[key], read)
 
     def _class(self, name: str, cls: type) -> None:
         if not self._first(cls):
             return
-        self.entries[name] = sha(_source(cls) or cls.__qualname__)
+        self._enter(name, sha(_source(cls) or cls.__qualname__))
         for base in cls.__bases__:
             if base is not object:
                 self.add(f"{name} of {base.__name__}", base)
         for attribute in vars(cls).values():
             inner = getattr(attribute, "__func__", getattr(attribute, "fget", attribute))
             if isinstance(inner, types.FunctionType) and inner.__module__ == cls.__module__:
-                for key in sorted(_names(inner.__code__)):
-                    if key in inner.__globals__:
-                        self.add(key, inner.__globals__[key])
+                self._globals(inner)
 
     def _value(self, name: str, value: Any) -> None:
         plain = _plain(value)
         if plain is not None:
-            self.entries[name] = plain[0]
+            self._enter(name, plain[0])
         elif isinstance(value, (list, tuple, set, frozenset)):
             items = sorted(value, key=repr) if isinstance(value, (set, frozenset)) else value
-            self.entries[name] = f"{type(value).__name__} of {len(value)}"
+            self._enter(name, f"{type(value).__name__} of {len(value)}")
             for i, item in enumerate(items):
                 self.add(f"{name}[{i}]", item)
         elif isinstance(value, Mapping):
-            self.entries[name] = f"{type(value).__name__} of {len(value)}"
+            self._enter(name, f"{type(value).__name__} of {len(value)}")
             for key, item in value.items():
                 self.add(f"{name}[{key!r}]", item)
         elif self._first(value):
@@ -231,7 +247,7 @@ def _installed() -> tuple[str, ...]:
 
 def _own(value: Any) -> bool:
     """Whether code is the user's own, neither of an installed package nor of this one."""
-    module = sys.modules.get(getattr(value, "__module__", None) or "")
+    module = value if isinstance(value, types.ModuleType) else sys.modules.get(getattr(value, "__module__", None) or "")
     if module is None or module.__name__ == "__main__":
         return module is not None or getattr(value, "__module__", None) is None
     file = getattr(module, "__file__", None)
@@ -271,5 +287,14 @@ def _source(value: Any) -> str | None:
 
 
 def _bytecode(code: types.CodeType) -> str:
-    inner = [_bytecode(c) if isinstance(c, types.CodeType) else repr(c) for c in code.co_consts]
-    return repr((code.co_code.hex(), code.co_names, code.co_varnames, inner))
+    constants = [_constant(c) for c in code.co_consts]
+    return repr((code.co_code.hex(), code.co_names, code.co_varnames, constants))
+
+
+def _constant(value: Any) -> str:
+    """A constant of code, the same in every process: sets have no order of their own."""
+    if isinstance(value, types.CodeType):
+        return _bytecode(value)
+    if isinstance(value, frozenset):
+        return f"set{sorted(map(_constant, value))}"
+    return f"({', '.join(map(_constant, value))})" if isinstance(value, tuple) else repr(value)

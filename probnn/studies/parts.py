@@ -38,6 +38,7 @@ class Row:
         seconds: How long it took.
         error: Why there are none.
         warnings: What was warned of.
+        alone: Run by itself although the study has blocks, because its block has no result.
     """
 
     cell: int
@@ -47,6 +48,7 @@ class Row:
     seconds: float = 0.0
     error: str = ""
     warnings: str = ""
+    alone: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ class Part:
         status: ``N``, codes.
         attempt: ``N``, counting from 1.
         seconds: ``N``.
+        alone: ``N``, whether rows of a block were run by themselves.
         values: ``N x outputs``.
         texts: Error and warnings of those rows that have some.
     """
@@ -72,6 +75,7 @@ class Part:
     status: np.ndarray
     attempt: np.ndarray
     seconds: np.ndarray
+    alone: np.ndarray
     values: np.ndarray
     texts: dict[int, tuple[str, str]]
 
@@ -92,7 +96,7 @@ def write_part(folder: Path, part: Part) -> str:
         np.savez(
             file, about=_bytes(about), cell=part.cell.astype("<i4"), replicate=part.replicate.astype("<i8"),
             status=part.status.astype("u1"), attempt=part.attempt.astype("<i4"), seconds=part.seconds.astype("<f8"),
-            values=part.values.astype("<f8"),
+            alone=part.alone.astype("?"), values=part.values.astype("<f8"),
         )  # fmt: skip
         file.flush()
         os.fsync(file.fileno())
@@ -124,7 +128,7 @@ def read_part(path: Path) -> Part:
     try:
         with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
             about = json.loads(file["about"].tobytes())
-            columns = {name: file[name] for name in ("cell", "replicate", "status", "attempt", "seconds", "values")}
+            columns = {name: file[name] for name in _COLUMNS}
         texts = {int(i): (str(error), str(warned)) for i, (error, warned) in about["texts"]}
         version, cells, outputs = about["format"], about["cells"], about["outputs"]
     except FileNotFoundError:
@@ -136,6 +140,9 @@ def read_part(path: Path) -> Part:
     if version != FORMAT:
         raise SerializationError(f"{path}: format {version!r}, this version of probnn reads {FORMAT}")
     return Part(cells=cells, outputs=outputs, texts=texts, **columns)
+
+
+_COLUMNS = ("cell", "replicate", "status", "attempt", "seconds", "alone", "values")
 
 
 def part_names(folder: Path) -> list[str]:
@@ -168,7 +175,7 @@ def joined(parts: Sequence[Part]) -> Part:
         begun += len(part)
     together = {
         name: np.concatenate([getattr(part, name) for part in parts])
-        for name in ("replicate", "status", "attempt", "seconds")
+        for name in ("replicate", "status", "attempt", "seconds", "alone")
     }
     return Part(
         cells=cells, outputs=outputs, texts=texts, cell=np.concatenate(index), values=np.concatenate(values), **together

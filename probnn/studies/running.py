@@ -16,7 +16,7 @@ from typing import Any
 from ..errors import ConvergenceError, DomainError, UnsupportedError
 from . import _dask
 from .cells import Cell, label
-from .parts import FAILED, KILLED, TIMEOUT, Row
+from .parts import COMPLETE, FAILED, KILLED, TIMEOUT, Row
 from .store import RUNNING, Store
 from .worker import Job, Unit, run_unit, running_units, this_process
 
@@ -28,7 +28,7 @@ _HOPELESS = 20
 # Seconds of a round where a backend gives its results at the end of a call only.
 _ROUND = 5.0
 
-# What becomes of the seeds: units, and their seeds by replicate.
+# Gives the seeds of a unit.
 Seeds = Callable[[Unit], list[int]]
 
 
@@ -56,8 +56,9 @@ class Runner:
     ):
         self.store, self.job, self.seeds = store, job, seeds
         self.n_jobs, self.backend, self.update = n_jobs, backend, update
-        self._complete = bool((store.status == 1).any())
-        self._failed = 0
+        self._complete = bool((store.status == COMPLETE).any())
+        self._failed: list[Row] = []
+        self._hopeless: set[int] = set()  # cells of which every replicate has to fail before the run is given up
 
     def run(self, units: Iterable[Unit]) -> None:
         """Run units in this order, more or less.
@@ -67,6 +68,7 @@ class Runner:
             OSError: Rows cannot be written.
         """
         waiting = {unit.name: unit for unit in units}
+        self._hopeless = {unit.cell for unit in waiting.values()}
         notes = self.store.path / RUNNING / f"{this_process()}-{uuid.uuid4().hex[:8]}"
         try:
             if self.n_jobs == 1:
@@ -103,7 +105,8 @@ class Runner:
                     raise UnsupportedError(
                         f"Study.run: workers of the backend {self.backend} ended before they ran anything: "
                         f"{_cause(error)}. The simulation must be a function that they can import or unpickle: one of "
-                        "a module that is installed or on PYTHONPATH, or one of the script itself"
+                        "a module that is installed or on PYTHONPATH, or one of the script itself. (On other machines: "
+                        "the store must be in a folder that they share, or nobody knows what a worker died of)"
                     ) from error
                 _forget(notes)
                 for name, late in suspects.items():
@@ -111,20 +114,34 @@ class Runner:
 
     def _suspect(self, unit: Unit, late: bool, notes: Path) -> list[Row]:
         """The rows of a unit that was running when a worker died: run by itself, it dies again or is innocent."""
-        if late and len(unit.replicates) == 1:
+        single = len(unit.replicates) == 1
+        if late and single:
             return [_late(unit, self.job.timeout)]
-        rows: list[Row] = []
-        alone = [unit] if len(unit.replicates) == 1 else [Unit(unit.cell, (r,), (r,)) for r in unit.wanted]
-        for one in alone:
-            try:
-                rows += [row for _, found in self._parallel([one], 2) for row in found]
-            except Exception as error:
-                if not _is_crash(error):
-                    raise
-                late = any(running_units(notes).values())
-                _forget(notes)
-                rows.append(_late(one, self.job.timeout) if late else _killed(one, error))
-        return rows
+        rows, error, late = self._by_itself(unit, notes)
+        if error is None:
+            return rows
+        if single:
+            return [_late(unit, self.job.timeout) if late else _killed(unit, error)]
+        found = []
+        for replicate in unit.wanted:  # one of them is the cause
+            one = Unit(unit.cell, (replicate,), (replicate,))
+            rows, error, late = self._by_itself(one, notes)
+            if error is not None:
+                rows = [_late(one, self.job.timeout) if late else _killed(one, error)]
+            found += [replace(row, alone=True) for row in rows]
+        return found
+
+    def _by_itself(self, unit: Unit, notes: Path) -> tuple[list[Row], Exception | None, bool]:
+        """The rows of a unit that nothing else runs beside; or how its worker died, and whether of the time limit."""
+        try:
+            # Two workers, because joblib would run the only task of one in this process.
+            return [row for _, found in self._parallel([unit], 2) for row in found], None, False
+        except Exception as error:
+            if not _is_crash(error):
+                raise
+            late = any(running_units(notes).values())
+            _forget(notes)
+            return [], error, late
 
     def _parallel(self, units: Sequence[Unit], n_jobs: int) -> Iterator[tuple[str, list[Row]]]:
         from joblib import Parallel, delayed
@@ -151,14 +168,16 @@ class Runner:
         rows = [self._with_outputs(row) for row in rows]
         for row in rows:
             self.store.add(row)
-            self._complete = self._complete or row.status == 1
-            self._failed += row.status != 1
-            if self._failed >= _HOPELESS and not self._complete:
-                name = label(self.store.cells[row.cell])
-                raise ConvergenceError(
-                    f"Study.run: all of the first {self._failed} replicates failed, the last one ({name}, replicate "
-                    f"{row.replicate}) with: {row.error}"
-                )
+            self._complete = self._complete or row.status == COMPLETE
+            if row.status != COMPLETE and not self._complete:
+                self._failed.append(row)
+        if not self._complete and len(self._failed) >= _HOPELESS and {r.cell for r in self._failed} == self._hopeless:
+            last = self._failed[-1]
+            name = label(self.store.cells[last.cell])
+            raise ConvergenceError(
+                f"Study.run: the first {len(self._failed)} replicates, of all cells, failed, the last one ({name}, "
+                f"replicate {last.replicate}) with: {last.error}. Mend the simulation and run again"
+            )
         self.update(rows)
 
     def _with_outputs(self, row: Row) -> Row:
@@ -196,6 +215,8 @@ def _sweep(folder: Path) -> None:
 
 
 def _alive(pid: int) -> bool:
+    if os.name != "posix":  # where the signal 0 is Ctrl-C
+        return True
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -53,6 +53,7 @@ class Store:
         self.status = np.zeros((C, R), dtype=np.uint8)
         self.attempt = np.zeros((C, R), dtype=np.int32)
         self.seconds = np.full((C, R), np.nan)
+        self.alone = np.zeros((C, R), dtype=bool)
         self.values = np.zeros((C, R, 0))
         self.texts: dict[tuple[int, int], tuple[str, str]] = {}
         self._read: set[str] = set()
@@ -86,9 +87,8 @@ class Store:
         if len(np.unique(i * self.replicates + r)) < len(rows) or (self.status[i, r] > 0).any():
             rows = self._newer(rows, where, part)
             i, r = where[rows], part.replicate[rows]
-        self.status[i, r], self.attempt[i, r], self.seconds[i, r] = (
-            part.status[rows], part.attempt[rows], part.seconds[rows],
-        )  # fmt: skip
+        for column_of in ("status", "attempt", "seconds", "alone"):
+            getattr(self, column_of)[i, r] = getattr(part, column_of)[rows]
         self.values[i, r] = np.nan
         self.values[i[:, None], r[:, None], column] = part.values[rows]
         for row, key in zip(rows.tolist(), zip(i.tolist(), r.tolist(), strict=True), strict=True):
@@ -211,6 +211,7 @@ class Store:
             status=np.asarray([row.status for row, _ in rows]),
             attempt=np.asarray([attempt for _, attempt in rows]),
             seconds=np.asarray([row.seconds for row, _ in rows]),
+            alone=np.asarray([row.alone for row, _ in rows]),
             values=np.asarray(
                 [[row.values[name] for name in outputs] if row.values else nothing for row, _ in rows], dtype=float
             ).reshape(len(rows), len(outputs)),

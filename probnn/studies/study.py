@@ -9,6 +9,7 @@ import tempfile
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Self
 
@@ -139,7 +140,7 @@ class Study:
 
     def run(
         self,
-        n_jobs: int = 1,
+        n_jobs: int | None = None,
         *,
         backend: str = "loky",
         progress: bool = False,
@@ -151,13 +152,14 @@ class Study:
 
         Args:
             n_jobs: Workers; 1: this process, in which a simulation that crashes takes the run with it (nothing that
-                was finished is lost); -1: one a core.
+                was finished is lost), and one that never returns from a compiled function cannot be ended; -1: one a
+                core, or all that a cluster has. None: 1 with loky, else -1.
             backend: Of joblib: "loky" for processes of this machine, "dask" with a ``distributed.Client``, "ray".
             progress: Whether to show a bar.
             timeout: Seconds a replicate may take; one that is late costs its own row. A block may take as long as its
                 replicates together.
-            shard: ``(i, N)`` or "i/N" with i from 1 to N: only every Nth part of the rows, for jobs of a queue that
-                share the store; "auto" takes both from the array task's variables.
+            shard: ``(i, N)`` or "i/N" with i from 1 to N: only every Nth row (every Nth block), for jobs of a queue
+                that share the store; "auto" takes both from the array task's variables.
             retry: Whether rows that failed, were late or killed are run again.
 
         Returns:
@@ -172,18 +174,21 @@ class Study:
             IncompleteStudyWarning: Rows failed; :meth:`failures` lists them.
         """
         where = "Study.run"
-        if not isinstance(n_jobs, int) or isinstance(n_jobs, bool) or (n_jobs < 1 and n_jobs != -1):
-            raise DomainError(f"{where}: n_jobs must be a positive integer, or -1 for one a core, got {n_jobs!r}")
         validation.choice(where, "backend", backend, BACKENDS)
+        workers = _workers(where, n_jobs, backend)
         limit = None if timeout is None else float(validation.positive(where, "timeout", timeout))
         part = None if shard is None else shard_of(where, shard)
-        n_jobs = os.cpu_count() or 1 if n_jobs == -1 else n_jobs
         self._rows.refresh()
         units = list(self._units(part, retry))
         if not units:
             return self
         self._rows.prepare()
-        units.sort(key=self._costs(), reverse=True)
+        cost = self._costs()
+        units.sort(key=cost, reverse=True)
+        if not (self._rows.status == COMPLETE).any():
+            # Nothing has ever worked: one of each cell first, to know soon whether anything does.
+            first = {unit.cell: unit for unit in reversed(units)}
+            units.sort(key=lambda unit: unit is not first[unit.cell])
         total = sum(len(unit.wanted) for unit in units)
         failed = 0
         with Progress(total, "replicates", progress) as bar:
@@ -194,7 +199,7 @@ class Study:
                 bar.update(len(rows), **({"failed": failed} if failed else {}))
 
             job = Job(self.simulate, self.simulate_batch, limit, None, this_process())
-            Runner(self._rows, job, self._seeds, n_jobs=n_jobs, backend=backend, update=update).run(units)
+            Runner(self._rows, job, self._seeds, n_jobs=workers, backend=backend, update=update).run(units)
         if failed:
             warnings.warn(
                 f"{where}: {failed} of {total} replicates have no result; study.failures() says which and why",
@@ -203,9 +208,13 @@ class Study:
             )
         return self
 
+    @property
+    def _block_size(self) -> int:
+        return self.batch_size if self.simulate_batch is not None else 1
+
     def _units(self, shard: tuple[int, int] | None, retry: bool) -> Iterator[Unit]:
         """What is to be run, by cell."""
-        size = self.batch_size if self.simulate_batch is not None else 1
+        size = self._block_size
         number = -1
         for i, status in enumerate(self._rows.status):
             open_rows = (status != COMPLETE) if retry else (status == 0)
@@ -260,7 +269,7 @@ class Study:
         self._rows.refresh()
         rows = self._rows
         at, replicate = np.nonzero(rows.status)
-        columns: dict[str, Any] = {a: np.asarray([c[a] for c in self.cells])[at] for a in self.axes}
+        columns: dict[str, Any] = {a: self._axis(a)[at] for a in self.axes}
         columns["replicate"] = replicate.astype(np.int64)
         columns["seed"] = np.asarray(self._all_seeds(at, replicate), dtype=np.int64)
         columns["status"] = np.asarray(STATUS)[rows.status[at, replicate]]
@@ -279,6 +288,10 @@ class Study:
         """
         return self.table().digest(exclude=("seconds", "warnings", "error"))
 
+    def _axis(self, name: str) -> np.ndarray:
+        """The value of an axis in every cell."""
+        return np.asarray([cell[name] for cell in self.cells])
+
     def _all_seeds(self, at: np.ndarray, replicate: np.ndarray) -> list[int]:
         found: list[int] = []
         for i in np.unique(at):
@@ -293,7 +306,7 @@ class Study:
         """
         self._rows.refresh()
         status = self._rows.status
-        columns: dict[str, Any] = {a: np.asarray([c[a] for c in self.cells]) for a in self.axes}
+        columns: dict[str, Any] = {a: self._axis(a) for a in self.axes}
         columns["replicates"] = np.full(len(self.cells), self.replicates)
         for code, name in (*list(enumerate(STATUS))[1:], (0, STATUS[0])):
             columns[name] = (status == code).sum(1)
@@ -344,10 +357,11 @@ class Study:
         else:
             cell = naming.find_cell(where, cell, self.cells)
         i = self.cells.index(cell)
-        if isinstance(replicate, bool) or not isinstance(replicate, int) or not 0 <= replicate < self.replicates:
+        if isinstance(replicate, bool) or not isinstance(replicate, Integral) or not 0 <= replicate < self.replicates:
             raise DomainError(f"{where}: replicate must be from 0 to {self.replicates - 1}, got {replicate!r}")
+        replicate = int(replicate)
         self._rows.refresh()
-        size = self.batch_size if self.simulate_batch is not None else 1
+        size = 1 if self._rows.alone[i, replicate] else self._block_size
         begin = replicate - replicate % size
         unit = Unit(i, tuple(range(begin, begin + size)), (replicate,))
         job = Job(self.simulate, self.simulate_batch, None, None, this_process())
@@ -360,6 +374,19 @@ class Study:
             status=STATUS[row.status], values=row.values, error=row.error, stored=stored,
             equal=None if stored is None else same_bits(stored, row.values),
         )  # fmt: skip
+
+
+def _workers(where: str, n_jobs: Any, backend: str) -> int:
+    """How many workers are asked for; -1: all of a cluster."""
+    if n_jobs is None:
+        n_jobs = 1 if backend == "loky" else -1
+    if not isinstance(n_jobs, Integral) or isinstance(n_jobs, bool) or (n_jobs < 1 and n_jobs != -1):
+        raise DomainError(f"{where}: n_jobs must be a positive integer, or -1 for one a core, got {n_jobs!r}")
+    if backend == "loky":
+        from joblib import cpu_count
+
+        return int(cpu_count()) if n_jobs == -1 else int(n_jobs)
+    return -1 if n_jobs == -1 else max(2, int(n_jobs))  # joblib would run the tasks of one worker in this process
 
 
 def _size(cell: Cell) -> float:

@@ -16,7 +16,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -94,7 +94,7 @@ def run_unit(job: Job, unit: Unit, cell: Cell, seeds: list[int]) -> list[Row]:
         rows = _block(job, unit, cell, seeds)
         if rows is None:  # one of them spoils it for all: each by itself
             pairs = zip(unit.replicates, seeds, strict=True)
-            rows = [_run(job, unit, cell, r, s) for r, s in pairs if r in unit.wanted]
+            rows = [replace(_run(job, unit, cell, r, s), alone=True) for r, s in pairs if r in unit.wanted]
         return rows
 
 
@@ -266,11 +266,19 @@ def _noted(job: Job, unit: Unit) -> Iterator[None]:
             os.close(handle)
         _notes.clear()
         path = Path(job.notes, this_process())
-        _notes[job.notes] = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        try:
+            _notes[job.notes] = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        except OSError:  # the folder is on another machine: a death here will not be known by its replicate
+            _notes[job.notes] = os.open(os.devnull, os.O_WRONLY)
     handle = _notes[job.notes]
-    os.pwrite(handle, unit.name.ljust(64).encode(), 0)
+    _note(handle, unit.name)
     yield
-    os.pwrite(handle, b" " * 64, 0)
+    _note(handle, "")
+
+
+def _note(handle: int, text: str) -> None:
+    os.lseek(handle, 0, os.SEEK_SET)
+    os.write(handle, text.ljust(64).encode())
 
 
 def running_units(notes: Path) -> dict[str, bool]:
@@ -295,7 +303,8 @@ def _limited(seconds: float | None, job: Job) -> Iterator[None]:
     with ended:
         if job.notes is not None and this_process() != job.parent:
             # A thread of the interpreter's own, which needs no lock: it ends compiled code that never returns.
-            log = ended.enter_context(open(Path(job.notes, this_process() + ".late"), "w"))
+            path = Path(job.notes, this_process() + ".late") if os.path.isdir(job.notes) else os.devnull
+            log = ended.enter_context(open(path, "w"))
             faulthandler.dump_traceback_later(seconds + GRACE, exit=True, file=log)
             ended.callback(faulthandler.cancel_dump_traceback_later)
         if threading.current_thread() is threading.main_thread() and hasattr(signal, "setitimer"):

@@ -10,11 +10,10 @@ from probnn.studies import Study
 from probnn.studies.cells import seeds_of
 from tests import simulations as sim
 
-EXCLUDED = ("seconds", "warnings")
-
 
 @pytest.fixture(scope="module")
 def client():
+    os.environ["PROBNN_TEST_PROCESS"] = str(os.getpid())
     distributed = pytest.importorskip("distributed")
     import dask
 
@@ -24,12 +23,14 @@ def client():
             n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None, silence_logs=50
         ) as made:
             yield made
+    del os.environ["PROBNN_TEST_PROCESS"]
 
 
 def test_dask_gives_the_same_bits(client, seed):
-    here = Study(sim.mean, {"n": [5, 20]}, 30, seed=seed).run().table()
-    there = Study(sim.mean, {"n": [5, 20]}, 30, seed=seed).run(2, backend="dask").table()
-    assert here.digest(EXCLUDED) == there.digest(EXCLUDED)
+    here = Study(sim.mean, {"n": [5, 20]}, 30, seed=seed).run().digest()
+    for n_jobs in (None, 1, 2):
+        assert Study(sim.process, {"n": [1]}, 4).run(n_jobs, backend="dask").table()["other"].all()
+        assert Study(sim.mean, {"n": [5, 20]}, 30, seed=seed).run(n_jobs, backend="dask").digest() == here
 
 
 def test_a_dask_worker_that_dies_or_sleeps_costs_its_own_row(client):
@@ -47,15 +48,15 @@ def test_a_dask_worker_that_dies_or_sleeps_costs_its_own_row(client):
         assert unlucky and row["trouble"] != "none" or row["x"] == row["seed"] % 11
 
 
-def test_dask_without_a_client():
-    pytest.importorskip("distributed")
-    from distributed import default_client
+def test_dask_without_a_client(monkeypatch):
+    distributed = pytest.importorskip("distributed")
 
-    try:
-        default_client()
-    except ValueError:
-        with pytest.raises(DomainError, match="needs a distributed.Client"):
-            Study(sim.mean, {"n": [5]}, 4).run(2, backend="dask")
+    def none() -> None:
+        raise ValueError("No clients found")
+
+    monkeypatch.setattr(distributed, "default_client", none)
+    with pytest.raises(DomainError, match="needs a distributed.Client"):
+        Study(sim.mean, {"n": [5]}, 4).run(2, backend="dask")
 
 
 @pytest.fixture(scope="module")
@@ -68,9 +69,9 @@ def cluster():
 
 
 def test_ray_gives_the_same_bits(cluster, seed):
-    here = Study(sim.mean, {"n": [5, 20]}, 30, seed=seed).run().table()
-    there = Study(sim.mean, {"n": [5, 20]}, 30, seed=seed).run(2, backend="ray").table()
-    assert here.digest(EXCLUDED) == there.digest(EXCLUDED)
+    here = Study(sim.mean, {"n": [5, 20]}, 30, seed=seed).run()
+    there = Study(sim.mean, {"n": [5, 20]}, 30, seed=seed).run(backend="ray")
+    assert here.digest() == there.digest()
 
 
 def test_a_ray_worker_that_dies_costs_its_own_row(cluster):

@@ -13,6 +13,7 @@ import torch
 from probnn.errors import ConvergenceError, DomainError, IncompleteStudyWarning
 from probnn.studies import Study
 from probnn.studies.cells import seeds_of
+from probnn.studies.parts import Row
 from tests import simulations as sim
 
 GRID = {"n": [5, 20], "k": [1, 2]}
@@ -135,10 +136,47 @@ def test_dear_cells_come_first():
         return {"x": 1.0}
 
     Study(noting, {"n": [10, 1000, 100], "k": [2, 3]}, 2, version="1").run()
-    assert order[::2] == [(1000, 3), (1000, 2), (100, 3), (100, 2), (10, 3), (10, 2)]
+    by_cost = [(1000, 3), (1000, 2), (100, 3), (100, 2), (10, 3), (10, 2)]
+    assert order == [*by_cost, *by_cost]  # one of each first, while nothing has ever worked
+    order.clear()
+    study = Study(noting, {"n": [10, 1000, 100], "k": [2, 3]}, 2, version="1")
+    study._rows.prepare()
+    study._rows.add(Row(0, 0, 1, {"x": 1.0}))
+    study._rows.flush()
+    study.run()
+    assert order == [cell for cell in by_cost for _ in range(2)][:-1]
     order.clear()
     Study(noting, {"n": [10, 1000], "k": [2]}, 1, version="1", cost=lambda cell: -cell["n"]).run()
     assert order == [(10, 2), (1000, 2)]
+
+
+def test_measured_times_tell_which_cells_are_dear():
+    order = []
+
+    def noting(cell, seed):
+        order.append(cell["n"])
+        return {"x": 1.0}
+
+    study = Study(noting, {"n": [1, 2, 3]}, 3, version="1")
+    study._rows.prepare()
+    for i, seconds in enumerate((5.0, 1.0, 9.0)):
+        study._rows.add(Row(i, 0, 1, {"x": 1.0}, seconds))
+    study._rows.flush()
+    study.run()
+    assert order == [3, 3, 1, 1, 2, 2]
+
+
+def test_a_cell_that_never_works_does_not_stop_the_others():
+    def simulate(cell, seed):
+        if cell["n"] == 1000:
+            raise ValueError("too large")
+        return {"x": 1.0}
+
+    study = Study(simulate, {"n": [10, 1000]}, 30)
+    with pytest.warns(IncompleteStudyWarning):
+        study.run()
+    assert study.status()["complete"].tolist() == [30, 0]
+    assert study.status()["failed"].tolist() == [0, 30]
 
 
 def test_outputs_of_every_kind_of_number():
@@ -213,7 +251,7 @@ def test_results_with_other_keys_than_before():
 )
 def test_a_function_that_never_works_ends_the_run(result, message):
     study = Study(lambda cell, seed: result, {"n": [1]}, 100)
-    with pytest.raises(ConvergenceError, match="all of the first 20 replicates failed.*" + message):
+    with pytest.raises(ConvergenceError, match="the first 20 replicates, of all cells, failed.*" + message):
         study.run()
     assert len(study.table()) == 20  # what was found out is kept
 
@@ -244,6 +282,10 @@ def test_a_time_limit_in_this_process():
         ({"grid": {}}, "at least one axis"),
         ({"grid": {"n": 5}}, "the axis 'n' must be a list"),
         ({"grid": {"n": [1, 1]}}, "has the value 1 twice"),
+        ({"grid": {"n": [1, 1.0]}}, "the same number as an integer and as a float"),
+        ({"grid": {"n": [1, True]}}, "values of one kind, got a number and a truth value"),
+        ({"grid": [{"n": 1}, {"n": "1"}]}, "values of one kind, got a number and a text"),
+        ({"grid": {"n": [2**64]}}, "must be integers, finite numbers"),
         ({"grid": {"n": [math.nan]}}, "must be integers, finite numbers"),
         ({"grid": {"n": [None]}}, "must be integers, finite numbers"),
         ({"grid": {"seed": [1]}}, "must not be called 'seed'"),
@@ -293,6 +335,7 @@ def test_bad_settings_of_a_run(given, message):
         ({"n": 5}, 0, "a cell has the axes n, k"),
         ("n=5", 0, "a cell has the axes n, k"),
         ("n:5", 0, "named like n=5,k=1"),
+        ({"n": 5, "k": 1}, True, "replicate must be from 0 to 2"),
         (3, 0, "a mapping such as"),
         ({"n": 5, "k": 1}, 3, "replicate must be from 0 to 2"),
     ],
@@ -314,6 +357,12 @@ def test_a_replay_says_what_differs(tmp_path):
     shift["by"] = 2.0**-52
     different = study.replay({"gate": "a", "n": 1}, 1)
     assert different.equal is False and "NOT equal" in str(different) and "stored 1.0" in str(different)
+
+
+def test_cells_are_named_as_they_are_printed():
+    study = Study(lambda cell, seed: {"x": 1.0}, {"estimator": ["EM, early", "a=b"], "n": [5, 10]}, 2).run()
+    assert study.replay("estimator=EM, early,n=10", np.int64(1)).cell == {"estimator": "EM, early", "n": 10}
+    assert study.replay("estimator=a=b,n=5", 0).equal
 
 
 def test_nan_is_equal_to_itself():

@@ -2,6 +2,8 @@
 
 import functools
 import importlib
+import os
+import subprocess
 import sys
 from dataclasses import dataclass
 
@@ -94,6 +96,46 @@ def test_functions_of_other_modules_count_if_they_are_the_users(load):
     after = fingerprint("Study", load(helper=HELPER.replace("2.0", "3.0")))
     assert differences(before, after) == ["scale has changed"]
     assert before["np"] == "numpy"  # an installed package counts by name
+
+
+def test_functions_reached_through_a_module_count(load, tmp_path):
+    (tmp_path / "helpers_of_a_user.py").write_text(HELPER)
+    through = "import helpers_of_a_user as helper\n\ndef simulate(cell, seed):\n    return {'x': helper.scale(seed)}\n"
+
+    def made(helper):
+        load(helper=helper)
+        (tmp_path / "simulation_of_a_user.py").write_text(through)
+        sys.modules.pop("simulation_of_a_user")
+        importlib.invalidate_caches()
+        return fingerprint("Study", importlib.import_module("simulation_of_a_user").simulate)
+
+    before, unused, after = (made(h) for h in (HELPER, HELPER + "\nOTHER = 1\n", HELPER.replace("2.0", "3.0")))
+    assert before == unused
+    assert differences(before, after) == ["helpers_of_a_user.scale has changed"]
+
+
+def test_constants_of_one_name_in_two_modules_are_told_apart(load):
+    helper = "TOLERANCE = 1e-6\n\ndef scale(x):\n    return x * TOLERANCE\n"
+    before = fingerprint("Study", load(helper=helper))
+    after = fingerprint("Study", load(helper=helper.replace("1e-6", "1e-8")))
+    assert len(differences(before, after)) >= 1
+    assert differences(before, fingerprint("Study", load(("TOLERANCE = 1e-6", "TOLERANCE = 1e-7"), helper)))
+
+
+def test_sets_in_code_are_the_same_in_every_process():
+    words = "{" + ", ".join(repr(f"word {i}") for i in range(20)) + "}"
+    code = (
+        "from probnn.studies.identity import fingerprint; "
+        f"print(fingerprint('x', lambda cell, seed: {{'x': cell['n'] in {words}}}))"
+    )
+    found = {
+        subprocess.run(
+            [sys.executable, "-c", code], env={**os.environ, "PYTHONHASHSEED": str(i)}, capture_output=True, text=True,
+            check=True,
+        ).stdout
+        for i in range(2)
+    }  # fmt: skip
+    assert len(found) == 1
 
 
 def test_closures_partials_and_state():

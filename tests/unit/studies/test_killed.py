@@ -58,6 +58,22 @@ def test_a_worker_that_is_killed_from_outside_costs_nothing(tmp_path):
     assert set(study.table()["status"]) == {"complete"} and list(tmp_path.iterdir())
 
 
+def test_an_innocent_block_keeps_its_bits(tmp_path):
+    """Blocks that were running when a worker was killed from outside are run again as blocks."""
+
+    def deadly_once(cell, seeds):
+        marker = tmp_path / str(seeds[0])
+        if cell["n"] == 64 and not marker.exists():
+            marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return sim.products(cell, seeds)
+
+    grid = {"n": [64, 65]}
+    killed = Study(simulate_batch=deadly_once, grid=grid, replicates=16, batch_size=8, version="1").run(2)
+    whole = Study(simulate_batch=sim.products, grid=grid, replicates=16, batch_size=8, version="1").run()
+    assert list(tmp_path.iterdir()) and killed.digest() == whole.digest()
+
+
 def test_a_worker_that_hangs_costs_its_own_row(seed):
     """In compiled code that holds the interpreter, where no signal's handler can run."""
     seed = few_troubles("hang", 8, seed, 1)
@@ -87,6 +103,9 @@ def test_a_block_whose_worker_dies_costs_one_row(seed):
     with pytest.warns(IncompleteStudyWarning):
         study.run(2)
     assert study.table()["status"].tolist() == expected("die", "killed", 8, seed)
+    dead = seeds_of(seed, {"trouble": "die"}, range(8)).index(int(study.table().where(status="killed")["seed"][0]))
+    beside = next(r for r in range(dead - dead % 4, dead - dead % 4 + 4) if r != dead)
+    assert study.replay({"trouble": "die"}, beside).equal  # as it was run, alone: its block would end this process
 
 
 def test_workers_that_cannot_have_the_function():
