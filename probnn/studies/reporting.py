@@ -110,7 +110,7 @@ def _setting(study: Study, table: Table) -> list[str]:
         lines.append(f"{warned:,} gave warnings; the column `warnings` of the table has them.")
     seconds = np.nansum(table["seconds"])
     lines.append(f"They took {number(float(seconds), 3)} s in all, on one core each. probnn {__version__}.")
-    lines.append(f"SHA-256 of the table without times: {table.digest()}.")
+    lines.append(f"SHA-256 of the results: {study.digest()}.")
     return lines
 
 

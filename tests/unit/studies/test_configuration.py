@@ -160,7 +160,7 @@ def test_a_report_says_what_came_out_and_what_failed(folder: Path) -> None:
     text = report(study.run(), folder / "r.md", mcse=0.05)
     assert (folder / "r.md").read_text() == text
     assert text.startswith("# Means\n") and "12 of 12 replicates are complete" in text
-    assert study.table().digest() in text and "every one is complete" in text
+    assert study.digest() in text and "every one is complete" in text
     assert "To bring the standard error of the bias estimate at n = 5 from" in text
     assert "\\begin{tabular}" in report(study, format="latex") and "mean covered" in report(
         study, measures=[Mean("covered")]
