@@ -86,6 +86,7 @@ def _problem(options: argparse.Namespace) -> tuple[Space, Callable[..., Any], di
     from ..errors import DomainError
     from ..optimization.problems import PROBLEMS, TARGET, named_problem
     from ..optimization.spacefile import read_space
+    from ..studies.functions import load_function
 
     if options.problem in PROBLEMS:
         if options.space or options.maximize or options.minimize or options.subject_to:
@@ -103,38 +104,6 @@ def _problem(options: argparse.Namespace) -> tuple[Space, Callable[..., Any], di
         raise DomainError(f"{options.problem}: needs a target, --maximize NAME or --minimize NAME")
     goals = {"maximize": options.maximize, "minimize": options.minimize, "subject_to": options.subject_to}
     return read_space(options.space), load_function(options.problem), goals
-
-
-def load_function(words: str) -> Callable[..., Any]:
-    """The function of ``module:function``, from the present folder or wherever Python finds modules.
-
-    Raises:
-        DomainError: There is no such module or function, or importing it fails.
-    """
-    import importlib
-    import os
-
-    from ..errors import DomainError
-
-    module, _, name = words.partition(":")
-    if module.endswith(".py"):
-        raise DomainError(f"{words}: write {module.removesuffix('.py').replace('/', '.')}:{name}, a module and no file")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        found: Any = importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name is not None and (module == error.name or module.startswith(f"{error.name}.")):
-            raise DomainError(f"{words}: there is no module {module!r} here or installed") from None
-        raise DomainError(f"{words}: importing {module!r} failed: {error}") from error
-    except Exception as error:  # whatever the module does when it is imported
-        raise DomainError(f"{words}: importing {module!r} failed: {type(error).__name__}: {error}") from error
-    for part in name.split("."):
-        found = getattr(found, part, None)
-    if not callable(found):
-        raise DomainError(f"{words}: {module!r} has no function {name!r}")
-    function: Callable[..., Any] = found
-    return function
 
 
 def _report(bo: BayesianOptimization) -> str:

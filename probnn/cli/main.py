@@ -13,9 +13,9 @@ from typing import Any, NoReturn
 
 from .._version import __version__
 from ..errors import ProbnnError
-from . import backtest, bo, info, init, suggest
+from . import backtest, bo, info, init, study, suggest
 
-COMMANDS = {"init": init, "suggest": suggest, "backtest": backtest, "bo": bo, "info": info}
+COMMANDS = {"init": init, "suggest": suggest, "backtest": backtest, "bo": bo, "study": study, "info": info}
 BAD_INPUT, INTERRUPTED, BROKEN_PIPE = 2, 130, 141  # as shells count: 128 and the number of the signal
 
 
@@ -49,7 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Words after ``probnn``; None: those of the process.
 
     Returns:
-        The exit code: 0; 2 for bad input, said in one line; 130 after Ctrl-C; 141 when nobody reads on.
+        The exit code: 0; 1 where rows of a study have no result; 2 for bad input, said in one line; 130 after Ctrl-C;
+        141 when nobody reads on.
     """
     parser = make_parser()
     options = parser.parse_args(arguments)
@@ -78,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _say(prog: str, message: str) -> int:
     """One line about bad input, in the words of the command line."""
-    message = re.sub(r"^(BayesianOptimization(\.\w+)?|get_surrogate): ", "", message)
+    message = re.sub(r"^(BayesianOptimization(\.\w+)?|get_surrogate|(Convergence)?Study(\.\w+)?|report): ", "", message)
     message = re.sub(r"decimal='([.,])'", r"--decimal \1", message)
     message = re.sub(r"\b(maximize|minimize)=", r"--\1", message).replace("subject_to needs", "--subject-to needs")
     sys.stderr.write(f"{prog}: {' '.join(message.split())}\n")
@@ -97,9 +98,9 @@ def _threads(command: str) -> None:
 def only_own_output(command: str) -> Iterator[None]:
     """Keep what compiled libraries print past Python (a solver does, at times) out of tables and JSON.
 
-    Not for ``bo``, whose objective is the user's and may print.
+    Not for ``bo`` and ``study``, whose functions are the user's and may print.
     """
-    if command == "bo" or sys.stdout is not sys.__stdout__ or sys.stdout is None:
+    if command in ("bo", "study") or sys.stdout is not sys.__stdout__ or sys.stdout is None:
         yield
         return
     original, screen = sys.stdout, os.dup(sys.stdout.fileno())
