@@ -1,6 +1,6 @@
 """Simulation studies: cells, replicates, summaries with Monte Carlo errors, rates."""
 
-from ._estimators import Estimator, Selection
+from ._estimators import Estimator, SelectionSweep
 from ._simulation import MoESimulation
 from .configuration import load
 from .convergence import Account, ConvergenceStudy
@@ -30,7 +30,7 @@ __all__ = [
     "RateDifference",
     "Rates",
     "Replay",
-    "Selection",
+    "SelectionSweep",
     "Study",
     "Table",
     "failures",

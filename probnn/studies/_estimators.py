@@ -171,7 +171,7 @@ class Estimator:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Selection:
+class SelectionSweep:
     """Choices of the number of experts, by several criteria from the same fits.
 
     Args:
@@ -194,7 +194,7 @@ class Selection:
         DomainError: A setting is out of its range.
 
     Example:
-        >>> Selection(candidates=(1, 2, 3), criteria=("bic", "dsc")).outputs
+        >>> SelectionSweep(candidates=(1, 2, 3), criteria=("bic", "dsc")).outputs
         ('bic', 'dsc', 'height_2', 'height_3', 'num_unusable')
     """
 
@@ -212,7 +212,7 @@ class Selection:
     second_moments: bool = True
 
     def __post_init__(self) -> None:
-        where = "studies.Selection"
+        where = "studies.SelectionSweep"
         numbers = tuple(validation.positive_int(where, "candidates", k) for k in self.candidates)
         if not numbers or list(numbers) != sorted(set(numbers)):
             raise DomainError(f"{where}: candidates must be different numbers in increasing order, got {numbers}")

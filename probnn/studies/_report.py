@@ -14,6 +14,7 @@ from ..errors import DomainError
 from ..io import replacing
 from ..plots.style import axes_or_new
 from ._estimators import STATUSES
+from ._theory import ROUNDING
 from ._truths import record_of_measure
 from .measures import Mean, Median
 from .rates import Rates
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 _FEW_SIZES = 3  # with fewer there is no rate
 _COLUMNS = 3  # panels beside each other
 _HIGHEST = 1e50  # end of an axis
-_CONSTANT = 1e-9  # standard error of a slope that is but rounding
 
 
 def draw(study: ConvergenceStudy, target: str | os.PathLike[str] | Axes | None, statistic: str) -> Any:
@@ -54,7 +54,9 @@ def draw(study: ConvergenceStudy, target: str | os.PathLike[str] | Axes | None, 
         _panel(study, name, statistic, ax)
     if target is None:
         return axes
-    figure.savefig(os.fspath(target), dpi=150)
+    path = Path(target)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=150, format=path.suffix.lstrip(".") or "png")
     plt.close(figure)
     return axes
 
@@ -86,18 +88,23 @@ def write(study: ConvergenceStudy, path: str | os.PathLike[str]) -> str:
     path = Path(path)
     figure = path.with_suffix(".png")
     parts = [f"# {study.account.title}", *_setting(study, table)]
+    works = bool((table["status"] == "complete").any())
     # Without three sizes there are no rates, and nothing else is missing.
-    rates = [study.rates(s) for s in ("mean", "median")] if len(study.n_grid) >= _FEW_SIZES and study.curves else []
-    if study.criteria:
+    enough = works and len(study.n_grid) >= _FEW_SIZES and bool(study.curves)
+    rates = [study.rates(s) for s in ("mean", "median")] if enough else []
+    if works and study.criteria:
         parts += ["## Choices", _shares(study).to_markdown()]
-    if study.curves:
+    if works and study.curves:
         parts += ["## Losses" if study.simulation.losses else "## Heights of the dendrogram", *_losses(study, table)]
-    parts += ["## How the fits ended", *_endings(study, table)]
+    if works:
+        parts += ["## How the fits ended", *_endings(study, table)]
+    else:
+        parts += ["## Failures", "No replicate has a result.", study.failures().to_markdown()]
     for fitted in rates:
         parts += [f"## Rates of the {fitted.statistic}", _rates(fitted), *_against_theory(fitted)]
     for title, text in (("What the literature says", study.account.paper), ("Notes", study.account.notes)):
         parts += [f"## {title}", text] if text else []
-    if rates or study.criteria:
+    if rates or (works and study.criteria):
         study.plot(figure)
         parts += ["## Figure", f"![{study.account.title}]({figure.name})"]
     text = "\n\n".join(parts) + "\n"
@@ -191,7 +198,7 @@ def _against_theory(rates: Rates) -> Iterator[str]:
         words = f"- {row['loss']} of `{row['estimator']}`: slope {row['slope']:.3f} ± {row['se']:.3f}, theory {aim:g}: "
         if np.isnan(row["slope"]) or np.isnan(row["low"]):
             lines.append(words + "no rate")
-        elif row["se"] < _CONSTANT:
+        elif row["se"] < ROUNDING:
             lines.append(words + "**the loss is the same at all sizes**")
         elif row["low"] <= aim <= row["high"]:
             lines.append(words + "the interval has it")

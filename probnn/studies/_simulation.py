@@ -13,7 +13,7 @@ from torch import Tensor
 from .. import moe, validation
 from ..errors import DomainError
 from ..random import generator_from
-from ._estimators import Estimator, Fitted, Selection
+from ._estimators import Estimator, Fitted, SelectionSweep
 from ._inputs import Inputs
 from ._losses import Losses
 from ._truths import record, record_of_measure
@@ -38,7 +38,7 @@ class MoESimulation:
     Of an :class:`Estimator`: the losses, ``log_likelihood``, ``gain`` (over the log-likelihood of the truth, in nats;
     a maximum is above it), ``num_iter`` and ``converged`` (1 or 0) and ``fit_status``: 0 converged, 1 separated,
     2 saddle, 3 max_iter, 4 degenerate, 5 failed, as in :class:`probnn.moe.MoEFit`. The losses of a fit that failed are
-    NaN. Of a :class:`Selection`: its outputs.
+    NaN. Of a :class:`SelectionSweep`: its outputs.
 
     =======================  =====================================================================================
     name                     what it is
@@ -79,7 +79,7 @@ class MoESimulation:
     """
 
     truth: moe.MixingMeasure
-    estimators: Mapping[str, Estimator | Selection]
+    estimators: Mapping[str, Estimator | SelectionSweep]
     inputs: str | Callable[[int, torch.Generator], Tensor] = "uniform"
     losses: tuple[str, ...] = ("voronoi", "total_variation")
     num_points: int = 256
@@ -92,14 +92,14 @@ class MoESimulation:
         if not isinstance(self.truth, moe.MixingMeasure) or self.truth.batch_shape:
             raise DomainError(f"{_WHERE}: truth must be a moe.MixingMeasure of one replicate, got {self.truth!r}")
         kinds = {type(e) for e in self.estimators.values()} if isinstance(self.estimators, Mapping) else set()
-        if len(kinds) != 1 or not kinds <= {Estimator, Selection}:
+        if len(kinds) != 1 or not kinds <= {Estimator, SelectionSweep}:
             raise DomainError(
-                f"{_WHERE}: estimators must be a mapping from names to studies.Estimator, or to studies.Selection, got "
-                f"{self.estimators!r}"
+                f"{_WHERE}: estimators must be a mapping from names to studies.Estimator, or to studies.SelectionSweep, "
+                f"got {self.estimators!r}"
             )
         validation.positive_int(_WHERE, "num_points", self.num_points)
         inputs = Inputs(self.inputs, self.truth)
-        selects = kinds == {Selection}
+        selects = kinds == {SelectionSweep}
         losses = None
         if not selects:
             losses = Losses(tuple(self.losses), self.truth, inputs.reference(self.num_points), self.bar_r)
@@ -163,7 +163,7 @@ class MoESimulation:
             Y.append(self._model.sample_outcomes(X[-1], generator=generator))
         return X[0] if self._inputs.shared else torch.stack(X), torch.stack(Y)
 
-    def _cell(self, cell: Mapping[str, Any]) -> tuple[Estimator | Selection, int]:
+    def _cell(self, cell: Mapping[str, Any]) -> tuple[Estimator | SelectionSweep, int]:
         if set(cell) != {"estimator", "n"} or cell["estimator"] not in self.estimators:
             raise DomainError(
                 f"{_WHERE}: a cell is {{'estimator': name, 'n': n}} with one of {', '.join(self.estimators)}, got "
@@ -171,10 +171,10 @@ class MoESimulation:
             )
         return self.estimators[cell["estimator"]], validation.positive_int(_WHERE, "n", cell["n"])
 
-    def _batch(self, estimator: Estimator | Selection, n: int, seeds: list[int]) -> dict[str, np.ndarray]:
+    def _batch(self, estimator: Estimator | SelectionSweep, n: int, seeds: list[int]) -> dict[str, np.ndarray]:
         X, Y = self.sample(n, seeds)
         streams = [stream(seed, _STARTS) for seed in seeds]
-        if isinstance(estimator, Selection):
+        if isinstance(estimator, SelectionSweep):
             return estimator.choose(self.truth, X, Y, streams)
         fitted = estimator.fit(self.truth, X, Y, streams)
         truth = self._model.log_prob(X.expand(len(seeds), -1, -1), Y).sum(-1)

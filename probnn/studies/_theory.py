@@ -13,7 +13,7 @@ from ..errors import DomainError
 Theory = Mapping[str, float | Mapping[str, float]]
 
 # A slope whose standard error is smaller is that of a loss which does not change: rounding is its only spread.
-_ROUNDING = 1e-9
+ROUNDING = 1e-9
 
 
 def checked(where: str, theory: Theory | None, losses: tuple[str, ...], groups: list[str]) -> dict[str, Any]:
@@ -58,4 +58,4 @@ def columns(
     aim = theory.get(loss, np.nan)
     if isinstance(aim, Mapping):
         aim = aim.get(group_name(group), np.nan)
-    return {"theory": aim, "z": (rate["slope"] - aim) / rate["se"] if rate["se"] > _ROUNDING else np.nan}
+    return {"theory": aim, "z": (rate["slope"] - aim) / rate["se"] if rate["se"] > ROUNDING else np.nan}

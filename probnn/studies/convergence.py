@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .. import moe, validation
 from ..errors import DomainError
-from ._estimators import Estimator, Selection
+from ._estimators import Estimator, SelectionSweep
 from ._simulation import MoESimulation
 from ._theory import Theory
 from ._truths import gate_from, measure_from
@@ -22,7 +22,7 @@ from .study import Study
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-SIZES = ("quick", "full")
+SIZES = ("full", "quick")
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ class ConvergenceStudy(Study):
     r"""How the losses of estimated mixtures of experts fall with the size of the data.
 
     For every estimator and every n of a grid, data sets of a known mixing measure are drawn, fitted and compared with
-    it. All estimators see the same data sets. Fits that failed stay in the table with their status: no row is left
-    out, and no size is after the fact.
+    it. All estimators see the same data sets. Fits that failed stay in the table with their status: no row is
+    left out, and no size is dropped after the fact.
 
     Which rate a study shows depends on the loss, its convention about translations of the gate, the statistic, the
     start and the rule that ends a climb, so all of them are settings, and all but the statistic belong to what
@@ -53,7 +53,7 @@ class ConvergenceStudy(Study):
 
     Args:
         truth: The true measure, of one replicate.
-        estimators: By name, :class:`Estimator` or :class:`Selection`.
+        estimators: By name, :class:`Estimator` or :class:`SelectionSweep`.
         n_grid: Numbers of rows.
         inputs: ``"uniform"`` on the unit cube, ``"grid"`` (equally spaced, of one input), ``"gate"`` (the law of the
             inputs that a Gaussian gate has), or a function of (n, generator) that returns ``n x d``.
@@ -80,7 +80,7 @@ class ConvergenceStudy(Study):
     def __init__(
         self,
         truth: moe.MixingMeasure,
-        estimators: Mapping[str, Estimator] | Mapping[str, Selection],
+        estimators: Mapping[str, Estimator] | Mapping[str, SelectionSweep],
         *,
         n_grid: Sequence[int],
         inputs: str | Callable[[int, torch.Generator], Tensor] = "uniform",
@@ -120,7 +120,7 @@ class ConvergenceStudy(Study):
         return self.simulation.truth
 
     @property
-    def estimators(self) -> Mapping[str, Estimator | Selection]:
+    def estimators(self) -> Mapping[str, Estimator | SelectionSweep]:
         """The estimators by name."""
         return self.simulation.estimators
 
@@ -132,13 +132,13 @@ class ConvergenceStudy(Study):
     @property
     def curves(self) -> tuple[str, ...]:
         """Outputs that have a rate: the losses, or of selections the heights of the dendrogram."""
-        heights = [name for e in self.estimators.values() if isinstance(e, Selection) for name in e.heights]
+        heights = [name for e in self.estimators.values() if isinstance(e, SelectionSweep) for name in e.heights]
         return self.simulation.losses or tuple(dict.fromkeys(heights))
 
     @property
     def criteria(self) -> tuple[str, ...]:
         """Criteria whose choices the study counts; none where it estimates."""
-        chosen = [name for e in self.estimators.values() if isinstance(e, Selection) for name in e.criteria]
+        chosen = [name for e in self.estimators.values() if isinstance(e, SelectionSweep) for name in e.criteria]
         return tuple(dict.fromkeys(chosen))
 
     def rates(self, statistic: str = "mean", *, method: str = "ols", losses: Any = None, **options: Any) -> Rates:
@@ -198,7 +198,7 @@ _TOP = ("kind", "title", "paper", "notes", "seed", "inputs", "losses", "num_poin
 def convergence_from_config(
     config: Mapping[str, Any],
     *,
-    size: str = "quick",
+    size: str = "full",
     store: str | os.PathLike[str] | None = None,
     where: str = "studies.load",
 ) -> ConvergenceStudy:
@@ -206,7 +206,7 @@ def convergence_from_config(
 
     Args:
         config: The content of a TOML file: ``truth`` (parameters of a mixing measure and its gate), ``estimators``
-            (tables of :class:`Estimator`, or of :class:`Selection` where they have ``candidates``), ``quick`` and
+            (tables of :class:`Estimator`, or of :class:`SelectionSweep` where they have ``candidates``), ``quick`` and
             ``full`` (``n`` and ``replicates`` each); and optionally ``title``, ``paper``, ``notes``, ``seed``,
             ``inputs``, ``losses``, ``theory``, ``num_points``, ``batch_size``, ``bar_r``.
         size: ``"quick"`` or ``"full"``.
@@ -245,9 +245,9 @@ def convergence_from_config(
 def _estimator_from(where: str, name: str, table: Any) -> Any:
     if not isinstance(table, Mapping):
         raise DomainError(f"{where}: [estimators.{name}] must be a table of settings, got {table!r}")
-    made: Any = Selection if "candidates" in table else Estimator
+    made: Any = SelectionSweep if "candidates" in table else Estimator
     fields = tuple(made.__dataclass_fields__)
-    _keys(where, f"[estimators.{name}]", table, fields, () if made is Selection else ("num_experts",))
+    _keys(where, f"[estimators.{name}]", table, fields, () if made is SelectionSweep else ("num_experts",))
     settings: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in table.items()}
     if "gate" in settings:
         settings["gate"] = gate_from(where, settings["gate"])

@@ -86,7 +86,7 @@ _one = threading.Lock()
 
 def run_unit(job: Job, unit: Unit, cell: Cell, seeds: list[int]) -> list[Row]:
     """Run a unit, and give the rows that are wanted."""
-    with _one, _single_thread():
+    with _one, _single_thread(this_process() != job.parent):
         if job.simulate_batch is None or len(unit.replicates) == 1 and job.simulate is not None:
             return [
                 _run(job, unit, cell, r, s) for r, s in zip(unit.replicates, seeds, strict=True) if r in unit.wanted
@@ -216,10 +216,10 @@ def _arrays(result: Any, size: int) -> dict[str, np.ndarray]:
 
 
 @contextlib.contextmanager
-def _single_thread() -> Iterator[None]:
-    """One thread for the arithmetic: workers share the machine, and results do not depend on how many there are."""
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-        os.environ.setdefault(name, "1")  # for libraries that are loaded by the simulation
+def _single_thread(worker: bool) -> Iterator[None]:
+    """One thread for torch, and in a worker for libraries that the simulation is yet to load."""
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS") if worker else ():
+        os.environ.setdefault(name, "1")
     torch: Any = sys.modules.get("torch")
     before = torch.get_num_threads() if torch is not None else 1
     if before == 1:

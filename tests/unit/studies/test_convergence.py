@@ -15,7 +15,7 @@ from probnn import moe
 from probnn.errors import DomainError
 from probnn.studies._estimators import STATUSES, Estimator, Fitted
 from probnn.studies._inputs import Inputs
-from probnn.studies._simulation import MoESimulation
+from probnn.studies._simulation import PROTOCOL, MoESimulation
 from probnn.studies.convergence import ConvergenceStudy
 
 from .convergence_cases import GAUSSIAN, GENTLE, STEEP, regated, seeds
@@ -178,6 +178,20 @@ class TestSimulation:
             simulate({"estimator": "that", "n": 100}, [1])
         with pytest.raises(DomainError, match="estimator"):
             simulate({"n": 100}, [1])
+
+
+def test_rows_are_those_of_the_protocol():
+    """Rows in stores belong to a protocol: where these numbers change, so must MoESimulation's PROTOCOL."""
+    simulate = MoESimulation(GENTLE, {"it": Estimator(num_experts=2)}, losses=("voronoi", "total_variation"))
+    out = simulate({"estimator": "it", "n": 200}, [1, 2])
+    expected = {
+        "voronoi": [0.56025843, 2.0708575],
+        "total_variation": [0.040149566, 0.081647076],
+        "log_likelihood": [-186.68382, -203.17524],
+    }
+    for name, values in expected.items():
+        np.testing.assert_allclose(out[name], values, rtol=1e-6, err_msg="results have changed: raise PROTOCOL")
+    assert PROTOCOL == 1
 
 
 class TestIdentity:

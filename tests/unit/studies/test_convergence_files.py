@@ -12,6 +12,7 @@ from probnn.errors import DomainError
 from probnn.studies._truths import gate_from, measure_from, record_of_measure
 from probnn.studies.configuration import load
 from probnn.studies.convergence import convergence_from_config
+from probnn.studies.parts import Row
 
 from .convergence_cases import GENTLE, SHIPPED, SMALL
 
@@ -46,7 +47,7 @@ class TestFiles:
     )
     def test_mistakes(self, change, message):
         with pytest.raises(DomainError, match=message):
-            convergence_from_config({**SMALL, **change})
+            convergence_from_config({**SMALL, **change}, size="quick")
 
     def test_no_such_size(self):
         with pytest.raises(DomainError, match="'large'"):
@@ -87,7 +88,7 @@ class TestFiles:
 
 @pytest.fixture(scope="module")
 def study():
-    return convergence_from_config(SMALL).run()
+    return convergence_from_config(SMALL, size="quick").run()
 
 
 class TestReports:
@@ -134,14 +135,24 @@ class TestReports:
         assert rates.losses == ("voronoi",) and rates.statistic == "median"
         assert rates.table["theory"].tolist() == [-0.5, -0.5]
 
+    def test_a_study_of_which_nothing_worked(self, tmp_path):
+        """Settings, and why: no rates of nothing."""
+        study = convergence_from_config(SMALL, size="quick", store=tmp_path / "store")
+        study._rows.prepare()
+        for r in range(2):
+            study._rows.add(Row(0, r, 2, error="RuntimeError: singular"))
+        study._rows.flush()
+        text = study.report(tmp_path / "out.md")
+        assert "No replicate has a result." in text and "RuntimeError: singular" in text and "Rates" not in text
+
     def test_nothing_to_report(self, tmp_path):
         with pytest.raises(DomainError, match="run the study first"):
-            convergence_from_config(SMALL).report(tmp_path / "out.md")
+            convergence_from_config(SMALL, size="quick").report(tmp_path / "out.md")
 
     def test_report_of_selections(self, tmp_path):
         config = {k: v for k, v in SMALL.items() if k not in ("losses", "theory")}
         sweep = {"candidates": [1, 2], "num_restarts": 1}
-        study = convergence_from_config({**config, "estimators": {"sweep": sweep}}).run()
+        study = convergence_from_config({**config, "estimators": {"sweep": sweep}}, size="quick").run()
         text = study.report(tmp_path / "out.md")
         assert "## Choices" in text and "chose 2" in text and "height_2" in text
         table = study.table().where(n=240)

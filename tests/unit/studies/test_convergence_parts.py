@@ -11,7 +11,7 @@ import torch
 
 from probnn import moe
 from probnn.errors import DomainError, UnsupportedError
-from probnn.studies._estimators import STATUSES, Estimator, Fitted, Selection
+from probnn.studies._estimators import STATUSES, Estimator, Fitted, SelectionSweep
 from probnn.studies._losses import LOSSES, Losses
 from probnn.studies._simulation import MoESimulation
 
@@ -147,11 +147,11 @@ class TestEstimators:
     )
     def test_bad_selections(self, settings, message):
         with pytest.raises(DomainError, match=message):
-            Selection(**settings)
+            SelectionSweep(**settings)
 
     def test_kinds_are_not_mixed(self):
-        with pytest.raises(DomainError, match="or to studies.Selection"):
-            MoESimulation(GENTLE, {"a": Estimator(num_experts=2), "b": Selection()})
+        with pytest.raises(DomainError, match="or to studies.SelectionSweep"):
+            MoESimulation(GENTLE, {"a": Estimator(num_experts=2), "b": SelectionSweep()})
 
     def test_unknown_parts_cannot_be_recorded(self):
         from probnn.studies._truths import record
@@ -174,7 +174,7 @@ class TestSelection:
             torch.testing.assert_close(_criterion(name, fitted, X, Y), wanted, rtol=1e-7, atol=1e-4)
 
     def test_choices(self, seed):
-        selection = Selection(candidates=(1, 2, 3), num_restarts=2)
+        selection = SelectionSweep(candidates=(1, 2, 3), num_restarts=2)
         simulate = MoESimulation(STEEP, {"sweep": selection})
         out = simulate({"estimator": "sweep", "n": 300}, seeds(8, seed))
         assert list(out) == list(selection.outputs)
@@ -188,7 +188,7 @@ class TestSelection:
             assert alone[name][0] == pytest.approx(out[name][-1], rel=1e-6)
 
     def test_heights_are_those_of_dendrograms(self):
-        selection = Selection(candidates=(3,), criteria=("dsc", "dsc_mean_gate"), num_restarts=1)
+        selection = SelectionSweep(candidates=(3,), criteria=("dsc", "dsc_mean_gate"), num_restarts=1)
         simulate = MoESimulation(GENTLE, {"sweep": selection})
         X, Y = simulate.sample(200, [5])
         from probnn.studies._simulation import _STARTS, stream
