@@ -32,7 +32,7 @@ _NAMES = {
 }
 _MODULES = (
     "bridges", "diagnostics", "errors", "inference", "io", "likelihoods", "moe", "networks", "optimization", "plots",
-    "predictive", "priors", "process", "random", "surrogates", "testing",
+    "predictive", "priors", "process", "random", "studies", "surrogates", "testing",
 )  # fmt: skip
 
 __all__ = ["__version__", *_NAMES, *_MODULES]
@@ -69,6 +69,7 @@ if TYPE_CHECKING:
         priors,
         process,
         random,
+        studies,
         surrogates,
         testing,
     )

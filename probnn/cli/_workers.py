@@ -7,6 +7,7 @@ import contextlib
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from types import FrameType
 from typing import Any
@@ -52,9 +53,12 @@ def own_screen() -> Iterator[None]:
             for stream in streams:
                 os.dup2(nowhere.fileno(), stream.fileno())
             sys.stdout, sys.stderr = nowhere, ours
+            # loky's thread stumbles over work that was taken back when a run ends early.
+            threads, threading.excepthook = threading.excepthook, lambda arguments: None
             try:
                 yield
             finally:
+                threading.excepthook = threads
                 sys.stdout, sys.stderr = streams
     finally:
         for screen, stream in zip(screens, streams, strict=True):

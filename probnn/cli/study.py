@@ -220,13 +220,15 @@ def _tell_failures(options: argparse.Namespace, study: Study) -> None:
     first = None
     for row in bad.take(range(min(_SHOWN, len(bad)))).rows():
         cell = label({axis: row[axis] for axis in study.axes})
-        first = first or ["--cell", cell, "--replicate", str(row["replicate"])]
+        if row["status"] == "failed":  # a replay of the others would end, or never end
+            first = first or ["--cell", cell, "--replicate", str(row["replicate"])]
         sys.stdout.write(f"{cell}, replicate {row['replicate']}: {row['status']}, {' '.join(row['error'].split())}\n")
     if len(bad) > _SHOWN:
         sys.stdout.write(
             f"... and {len(bad) - _SHOWN:,} more; `probnn study export` writes all rows, with their errors\n"
         )
-    sys.stdout.write(f"\nlook into it: {_command(options, 'replay', *(first or []), '--pdb')}\n")
+    if first is not None:
+        sys.stdout.write(f"\nlook into it: {_command(options, 'replay', *first, '--pdb')}\n")
 
 
 def _print(table: Table, kind: str) -> None:

@@ -68,6 +68,9 @@ def parts_at(
                 "nan": int((lost & ~failed).sum()),
                 "inf": int((np.isinf(x) & ~failed).sum()),
             }
+    if not len(replicates):  # nobody has run this size
+        nothing = np.full(draws + 1, np.nan)
+        return {key: Part(nothing, nothing, counted[key]) for key in values}
     centres: dict[tuple[str, int], list[np.ndarray]] = {key: [] for key in values}
     errors: dict[tuple[str, int], list[np.ndarray]] = {key: [] for key in values}
     for counts in _fits.resample(len(replicates), draws, statistic, generator):
@@ -154,6 +157,8 @@ def notes(size: str, sizes: np.ndarray, parts: Sequence[Part], statistic: str, m
         yield f"no standard error: a single row {at(rows < 2)}"
     elif rows.min() < _FEW:
         yield f"only {rows.min()} rows {at(rows == rows.min())}: the standard error is rough"
+    elif rows.min() < rows.max():
+        yield f"from {rows.min()} to {rows.max()} rows at a size"
     if lost and rows.min() >= 2:
         yield f"no rate in {lost} bootstrap draws, which are left out"
 

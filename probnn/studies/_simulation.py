@@ -91,10 +91,12 @@ class MoESimulation:
     def __post_init__(self) -> None:
         if not isinstance(self.truth, moe.MixingMeasure) or self.truth.batch_shape:
             raise DomainError(f"{_WHERE}: truth must be a moe.MixingMeasure of one replicate, got {self.truth!r}")
+        if self.truth.coef.dtype != torch.double:
+            raise DomainError(f"{_WHERE}: truth must be of double precision, got {self.truth.coef.dtype}")
         kinds = {type(e) for e in self.estimators.values()} if isinstance(self.estimators, Mapping) else set()
         if len(kinds) != 1 or not kinds <= {Estimator, SelectionSweep}:
             raise DomainError(
-                f"{_WHERE}: estimators must be a mapping from names to studies.Estimator, or to studies.SelectionSweep, "
+                f"{_WHERE}: estimators must map names to studies.Estimator, or to studies.SelectionSweep, "
                 f"got {self.estimators!r}"
             )
         validation.positive_int(_WHERE, "num_points", self.num_points)

@@ -8,6 +8,7 @@ from typing import Any
 
 from .. import moe
 from ..errors import DomainError, UnsupportedError
+from ._code import own
 
 GATES: dict[str, type[moe.Gate]] = {
     "activation": moe.ActivationGate,
@@ -33,12 +34,12 @@ def record(value: Any, what: str) -> Any:
         return [record(item, what) for item in value]
     if isinstance(value, Mapping):
         return {str(key): record(item, what) for key, item in value.items()}
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+    if dataclasses.is_dataclass(value) and not isinstance(value, type) and not own(type(value)):
         fields = {f.name: record(getattr(value, f.name), what) for f in dataclasses.fields(value) if f.init}
         return {"class": type(value).__name__, **fields}
     raise UnsupportedError(
         f"studies: {what} has a {type(value).__name__}, {value!r}, which a study cannot record; use numbers, strings "
-        "and the library's own gates and experts"
+        "and the library's own gates and experts (the code of others is not among what identifies a row)"
     )
 
 

@@ -14,7 +14,6 @@ from ..errors import DomainError
 from .functions import NamedFunction
 from .measures import RMSE, Bias, Coverage, EmpiricalSE, Mean, Measure, Median, Rate
 from .study import Study
-from .summaries import summarise
 from .table import Table
 
 SIZES = ("full", "quick")
@@ -59,7 +58,7 @@ class FileStudy(Study):
 
     def summary(self, measures: Sequence[Any] | None = None) -> Table:
         """Performance measures of every cell, as :meth:`Study.summary`; without `measures`, the file's."""
-        return summarise(self.table(), self.measures if measures is None else measures, axes=self.axes)
+        return super().summary(self.measures if measures is None else measures)
 
 
 def load(

@@ -33,6 +33,10 @@ class Account:
         title: Its title.
         paper: What the literature says, in Markdown.
         notes: What one should know to read the results, in Markdown.
+
+    Example:
+        >>> Account(title="Two experts").paper
+        ''
     """
 
     title: str = "Convergence study"
@@ -158,7 +162,7 @@ class ConvergenceStudy(Study):
         """
         names = self.curves if losses is None else (losses,) if isinstance(losses, str) else tuple(losses)
         theory = {name: value for name, value in self.theory.items() if name in names}
-        settings: dict[str, Any] = {"theory": theory or None, **options}
+        settings: dict[str, Any] = {"theory": theory or None, "sizes": self.n_grid, **options}
         return fit_rates(
             self.table(), size="n", losses=names, by=("estimator",), statistic=statistic, method=method, **settings
         )

@@ -23,6 +23,17 @@ class Measure:
     """What summaries compute of the replicates of a cell; own measures are frozen dataclasses derived from it.
 
     :func:`summarise` hands over the rows that are complete and in which no input is NaN; infinite values are there.
+
+    Example:
+        >>> @dataclass(frozen=True)
+        ... class Largest(Measure):
+        ...     output: str
+        ...     name: str | None = None
+        ...     inputs = property(lambda self: (self.output,))
+        ...     def compute(self, x):
+        ...         return x.max(), np.nan
+        >>> Largest("loss", name="largest").label
+        'largest'
     """
 
     name: str | None
@@ -64,6 +75,7 @@ class _OfOutput(Measure):
 
     @property
     def inputs(self) -> tuple[str | float, ...]:
+        """The columns, and numbers, that :meth:`compute` takes."""
         return (self.output,)
 
 
@@ -85,6 +97,7 @@ class Mean(_OfOutput):
     """
 
     def compute(self, *columns: np.ndarray) -> tuple[float, float]:
+        """Value and Monte Carlo standard error."""
         return _moments.mean(columns[0])
 
     def _words(self) -> str:
@@ -120,6 +133,7 @@ class Median(_OfOutput):
     """
 
     def compute(self, *columns: np.ndarray) -> tuple[float, float]:
+        """Value and Monte Carlo standard error."""
         from scipy.special import betainc
 
         x = np.sort(columns[0])
@@ -170,9 +184,11 @@ class Bias(Measure):
 
     @property
     def inputs(self) -> tuple[str | float, ...]:
+        """The columns, and numbers, that :meth:`compute` takes."""
         return (self.output, self.truth)
 
     def compute(self, *columns: np.ndarray) -> tuple[float, float]:
+        """Value and Monte Carlo standard error."""
         x, truth = columns
         e = _differences(x, truth)
         if self.relative and (truth == 0).any():
@@ -216,9 +232,11 @@ class RMSE(Measure):
 
     @property
     def inputs(self) -> tuple[str | float, ...]:
+        """The columns, and numbers, that :meth:`compute` takes."""
         return (self.output, self.truth)
 
     def compute(self, *columns: np.ndarray) -> tuple[float, float]:
+        """Value and Monte Carlo standard error."""
         e = _differences(*columns)
         n = len(e)
         if not n or not np.isfinite(e).all():
@@ -257,6 +275,7 @@ class EmpiricalSE(_OfOutput):
     """
 
     def compute(self, *columns: np.ndarray) -> tuple[float, float]:
+        """Value and Monte Carlo standard error."""
         x = columns[0]
         n = len(x)
         if n < 2 or not np.isfinite(x).all():
@@ -295,6 +314,7 @@ class Rate(_OfOutput):
     """
 
     def compute(self, *columns: np.ndarray) -> tuple[float, float]:
+        """Value and Monte Carlo standard error."""
         return _moments.share(self.label, self.output, columns[0])
 
     def _words(self) -> str:
@@ -342,11 +362,13 @@ class Coverage(Measure):
 
     @property
     def inputs(self) -> tuple[str | float, ...]:
+        """The columns, and numbers, that :meth:`compute` takes."""
         if self.output is not None:
             return (self.output,)
         return tuple(x for x in (self.lower, self.upper, self.truth) if x is not None)
 
     def compute(self, *columns: np.ndarray) -> tuple[float, float]:
+        """Value and Monte Carlo standard error."""
         if self.output is not None:
             return _moments.share(self.label, self.output, columns[0])
         low, high, truth = columns

@@ -26,7 +26,12 @@ _METHOD = {
 
 
 class RateDifference(NamedTuple):
-    """The difference of two slopes, its bootstrap standard error and its percentile interval."""
+    """The difference of two slopes, its bootstrap standard error and its percentile interval.
+
+    Example:
+        >>> RateDifference(difference=-0.2, se=0.05, low=-0.3, high=-0.1).high < 0
+        True
+    """
 
     difference: float
     se: float
@@ -59,6 +64,13 @@ class Rates:
         probability: Probability of the intervals.
         theory: Exponents of the theory by loss.
         failures: ``"omit"`` or ``"infinite"``.
+
+    Example:
+        >>> n = [100, 100, 1000, 1000, 10000, 10000]
+        >>> t = Table({"n": n, "replicate": [0, 1] * 3, "loss": [0.2 * size**-0.5 for size in n]})
+        >>> rates = fit_rates(t, losses="loss")
+        >>> round(float(rates.table["slope"][0]), 3), round(float(rates.curve([400])[0]), 3)
+        (-0.5, 0.01)
     """
 
     table: Table
@@ -172,6 +184,7 @@ def fit_rates(
     probability: float = 0.95,
     theory: Theory | None = None,
     failures: str = "omit",
+    sizes: Sequence[float] | None = None,
 ) -> Rates:
     r"""Fit a power law to the mean or median loss over the sizes of a study, for each loss and group.
 
@@ -224,6 +237,7 @@ def fit_rates(
             differ, ``{"voronoi": {"newton": -0.5, "em": -0.25}}``; adds the columns theory and
             z = (slope - theory) / se, and lines to :func:`plot_rates`.
         failures: ``"omit"``, or ``"infinite"`` to count failed rows and losses of NaN as infinitely large.
+        sizes: Sizes there should be: where one has no rows there is no rate. None: those of the table.
 
     Returns:
         The rates, by losses, then by groups in the order of the table.
@@ -253,8 +267,8 @@ def fit_rates(
     clash = set(by) & _RESULTS | ({size} & _RESULTS)
     if clash:
         raise DomainError(f"{where}: columns of results are called {', '.join(sorted(clash))} too; rename the axis")
-    sizes = _sizes(where, table, size)
-    x = np.log(sizes.astype(np.float64))
+    at = _sizes(where, table, size, sizes)
+    x = np.log(at.astype(np.float64))
     generator = random.generator_from(seed)
     groups = [group for group, _ in table.groups(by)]
     exponents = _theory.checked(where, theory, losses, [_theory.group_name(group) for group in groups])
@@ -272,7 +286,7 @@ def fit_rates(
             draws=num_bootstrap,
             generator=generator,
         )
-        for n in sizes
+        for n in at
     ]
     rates, points, slopes = [], [], []
     for loss in losses:
@@ -280,7 +294,7 @@ def fit_rates(
             parts = [found[loss, g] for found in at_sizes]
             points += [
                 {**group, "loss": loss, size: n.item(), **part.point(probability)}
-                for n, part in zip(sizes, parts, strict=True)
+                for n, part in zip(at, parts, strict=True)
             ]
             rate, draws = _resampled.fit(x, parts, method, probability)
             aims = _theory.columns(exponents, loss, group, rate) if exponents else {}
@@ -294,13 +308,13 @@ def fit_rates(
                 **aims,
                 **rate,
             }
-            row |= {"sizes": len(sizes), **count, "draws": exist}
-            row["note"] = "; ".join(_resampled.notes(size, sizes, parts, statistic, method, lost))
+            row |= {"sizes": len(at), **count, "draws": exist}
+            row["note"] = "; ".join(_resampled.notes(size, at, parts, statistic, method, lost))
             rates.append(row)
             slopes.append(draws)
     caption = (
         f"Power laws of the {statistic} loss in {size} by {_METHOD[method].format(statistic, size)}, over all "
-        f"{len(sizes)} sizes from {sizes[0]} to {sizes[-1]}; se and {100 * probability:g} % intervals of "
+        f"{len(at)} sizes from {at[0]} to {at[-1]}; se and {100 * probability:g} % intervals of "
         f"{num_bootstrap} bootstrap draws over replicates (seed {seed})"
     )
     stacked = np.stack(slopes)
@@ -365,12 +379,12 @@ def _groups(where: str, table: Table, size: str, by: str | Sequence[str] | None)
     return names
 
 
-def _sizes(where: str, table: Table, size: str) -> np.ndarray:
+def _sizes(where: str, table: Table, size: str, wanted: Sequence[float] | None) -> np.ndarray:
     (name,) = _names(where, "size", [size], table)
     column = table[name]
     if column.dtype.kind not in "fi" or not (np.isfinite(column) & (column > 0)).all():
         raise DomainError(f"{where}: sizes must be positive numbers, which those of {name!r} are not")
-    sizes = np.unique(column)
+    sizes = np.unique(column if wanted is None else np.concatenate([column, np.asarray(wanted, dtype=column.dtype)]))
     if len(sizes) < 3:
         raise DomainError(
             f"{where}: a rate needs at least three sizes, got {len(sizes)} in {name!r} "

@@ -24,6 +24,11 @@ class Replay:
         error: Why there are none.
         stored: Its outputs in the store; None where it is not complete there.
         equal: Whether both are the same to the last bit; None where there is nothing to compare.
+
+    Example:
+        >>> print(Replay({"n": 10}, 3, 17, "complete", {"x": 0.5}, "", {"x": 0.5}, True))
+        n=10, replicate 3, seed 17: complete, bit-equal to the store
+          x = 0.5
     """
 
     cell: Cell

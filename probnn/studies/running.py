@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 import socket
+import sys
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,13 +19,15 @@ from . import _dask
 from .cells import Cell, label
 from .parts import COMPLETE, FAILED, KILLED, TIMEOUT, Row
 from .store import RUNNING, Store
-from .worker import Job, Unit, run_unit, running_units, this_process
+from .worker import Job, Unit, run_unit, running_units, single_thread, this_process
 
 BACKENDS = ("loky", "dask", "ray")
 
 # So many replicates that all fail, and none that did not, are no study.
 _HOPELESS = 20
 
+# Seconds without any worker after which a cluster is given up.
+_PATIENCE = 600.0
 # Seconds of a round where a backend gives its results at the end of a call only.
 _ROUND = 5.0
 
@@ -76,6 +79,8 @@ class Runner:
             else:
                 _sweep(notes.parent)
                 notes.mkdir(parents=True)
+                if self.backend == "loky":
+                    _renew(self.job.entries)
                 self.job = replace(self.job, notes=os.fspath(notes))
                 with _workers(self.backend):
                     self._elsewhere(waiting, notes)
@@ -88,6 +93,10 @@ class Runner:
                     notes.parent.rmdir()  # unless another process has notes there
 
     def _here(self, units: Iterable[Unit]) -> None:
+        with single_thread():
+            self._run_here(units)
+
+    def _run_here(self, units: Iterable[Unit]) -> None:
         for unit in units:
             self._keep(run_unit(self.job, unit, self._cell(unit), self.seeds(unit)))
 
@@ -98,6 +107,10 @@ class Runner:
                     del waiting[name]
                     self._keep(rows)
             except Exception as error:
+                if type(error).__name__ == "PicklingError":
+                    raise DomainError(
+                        f"Study.run: workers need a copy of the simulation, and it cannot be pickled: {error}"
+                    ) from error
                 if not _is_crash(error):
                     raise
                 suspects = {name: late for name, late in running_units(notes).items() if name in waiting}
@@ -144,7 +157,7 @@ class Runner:
             return [], error, late
 
     def _parallel(self, units: Sequence[Unit], n_jobs: int) -> Iterator[tuple[str, list[Row]]]:
-        from joblib import Parallel, delayed
+        from joblib import Parallel, delayed, effective_n_jobs
 
         def tasks(some: Sequence[Unit]) -> Iterator[Any]:
             return (delayed(_task)(self.job, u, self._cell(u), self.seeds(u)) for u in some)
@@ -154,6 +167,7 @@ class Runner:
             yield from run(tasks(units))
             return
         # Ray gives its results at the end only: by rounds of some seconds, so that they are kept.
+        n_jobs = max(2, effective_n_jobs(n_jobs))  # -1 is all that it has
         begin, size = 0, 2 * n_jobs
         while begin < len(units):
             started = time.monotonic()
@@ -204,6 +218,19 @@ def _killed(unit: Unit, error: Exception) -> Row:
         unit.cell, unit.replicates[0], KILLED,
         error=f"its worker died, twice, the second time with nothing else running ({type(error).__name__})",
     )  # fmt: skip
+
+
+_last: list[tuple[str, tuple[str, ...]]] = []  # code and path of the workers that joblib keeps
+
+
+def _renew(entries: str) -> None:
+    """New workers where those of the run before have imported other code, or know another path."""
+    from joblib.externals.loky import get_reusable_executor
+
+    wanted = entries, tuple(sys.path)
+    if _last and _last[0] != wanted:
+        get_reusable_executor().shutdown(wait=True)
+    _last[:] = [wanted]
 
 
 def _sweep(folder: Path) -> None:
@@ -273,6 +300,10 @@ def _workers(backend: str) -> Iterator[None]:
         except ImportError as error:
             raise UnsupportedError("Study.run: backend='ray' needs ray, pip install 'probnn[ray]'") from error
         register_ray()
-    threads = {"inner_max_num_threads": 1} if backend == "loky" else {}
-    with parallel_config(backend=backend, **threads):
+    settings: dict[str, Any] = {}
+    if backend == "loky":
+        settings["inner_max_num_threads"] = 1
+    elif backend == _dask.NAME:
+        settings["wait_for_workers_timeout"] = _PATIENCE  # those of a queue take their time to come back
+    with parallel_config(backend=backend, **settings):
         yield

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from ..errors import DomainError, SerializationError
 from .cells import Cell, canonical, label
@@ -266,12 +267,9 @@ def _publish(temporary: str, path: Path) -> None:
 
 def _versions() -> dict[str, str]:
     import platform
-    import sys
 
     from .._version import __version__
 
     found = {"probnn": __version__, "python": platform.python_version(), "numpy": np.__version__}
-    torch = sys.modules.get("torch")
-    if torch is not None:
-        found["torch"] = torch.__version__
+    found["torch"] = torch.__version__
     return {**found, "machine": platform.machine(), "system": platform.system()}

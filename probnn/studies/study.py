@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import json
 import os
 import shutil
 import tempfile
@@ -20,6 +20,7 @@ from ..errors import DomainError, IncompleteStudyWarning, user_level
 from ..progress import Progress
 from ..random import check_seed
 from . import cells as naming
+from ._order import by_cost, workers
 from .cells import Cell
 from .identity import fingerprint
 from .parts import COMPLETE, STATUS, Row
@@ -27,8 +28,9 @@ from .replay import Replay, same_bits
 from .running import BACKENDS, Runner
 from .sharding import shard_of
 from .store import Store
+from .summaries import failures, summarise
 from .table import Table
-from .worker import Job, Unit, run_unit, this_process
+from .worker import Job, Unit, run_unit, single_thread, this_process
 
 Simulate = Callable[[Cell, int], Mapping[str, Any]]
 SimulateBatch = Callable[[Cell, list[int]], Mapping[str, Any]]
@@ -172,10 +174,15 @@ class Study:
 
         Warns:
             IncompleteStudyWarning: Rows failed; :meth:`failures` lists them.
+
+        Example:
+            >>> study = Study(lambda cell, seed: {"x": seed % cell["k"]}, {"k": [2, 3]}, replicates=4)
+            >>> study.run(shard="1/2").status()["missing"].sum(), study.run().status()["missing"].sum()
+            (np.int64(4), np.int64(0))
         """
         where = "Study.run"
         validation.choice(where, "backend", backend, BACKENDS)
-        workers = _workers(where, n_jobs, backend)
+        jobs = workers(where, n_jobs, backend)
         limit = None if timeout is None else float(validation.positive(where, "timeout", timeout))
         part = None if shard is None else shard_of(where, shard)
         self._rows.refresh()
@@ -183,12 +190,7 @@ class Study:
         if not units:
             return self
         self._rows.prepare()
-        cost = self._costs()
-        units.sort(key=cost, reverse=True)
-        if not (self._rows.status == COMPLETE).any():
-            # Nothing has ever worked: one of each cell first, to know soon whether anything does.
-            first = {unit.cell: unit for unit in reversed(units)}
-            units.sort(key=lambda unit: unit is not first[unit.cell])
+        units = by_cost(units, self._rows, self.cost)
         total = sum(len(unit.wanted) for unit in units)
         failed = 0
         with Progress(total, "replicates", progress) as bar:
@@ -198,8 +200,8 @@ class Study:
                 failed += sum(row.status != COMPLETE for row in rows)
                 bar.update(len(rows), **({"failed": failed} if failed else {}))
 
-            job = Job(self.simulate, self.simulate_batch, limit, None, this_process())
-            Runner(self._rows, job, self._seeds, n_jobs=workers, backend=backend, update=update).run(units)
+            job = Job(self.simulate, self.simulate_batch, limit, None, this_process(), self._entries())
+            Runner(self._rows, job, self._seeds, n_jobs=jobs, backend=backend, update=update).run(units)
         if failed:
             warnings.warn(
                 f"{where}: {failed} of {total} replicates have no result; study.failures() says which and why",
@@ -210,7 +212,7 @@ class Study:
 
     @property
     def _block_size(self) -> int:
-        return self.batch_size if self.simulate_batch is not None else 1
+        return 1 if self.simulate_batch is None else self.batch_size
 
     def _units(self, shard: tuple[int, int] | None, retry: bool) -> Iterator[Unit]:
         """What is to be run, by cell."""
@@ -225,17 +227,6 @@ class Study:
                 wanted = begin + np.flatnonzero(open_rows[begin : begin + size])
                 if len(wanted):
                     yield Unit(i, tuple(range(begin, begin + size)), tuple(wanted.tolist()))
-
-    def _costs(self) -> Callable[[Unit], float]:
-        """How dear units are, by what was measured where every cell has rows."""
-        done = self._rows.status == COMPLETE
-        if self.cost is not None:
-            by_cell = [float(self.cost(dict(cell))) for cell in self.cells]
-        elif done.any(1).all():
-            by_cell = [float(np.mean(s[d])) for s, d in zip(self._rows.seconds, done, strict=True)]
-        else:
-            by_cell = [_size(cell) for cell in self.cells]
-        return lambda unit: by_cell[unit.cell]
 
     def _seeds(self, unit: Unit) -> list[int]:
         return naming.seeds_of(self.seed, self.cells[unit.cell], unit.replicates, self.paired)
@@ -257,6 +248,12 @@ class Study:
                 common[name] = fingerprint("Study", fn)
         return [{**common, **{name: of(dict(cell)) for name, of in by_cell.items()}} for cell in self.cells]
 
+    def _entries(self) -> str:
+        """What workers have to have: the fingerprints of functions that have no other identity."""
+        fns: dict[str, Any] = {"simulate": self.simulate, "simulate_batch": self.simulate_batch}
+        own = [n for n, fn in fns.items() if fn is not None and not hasattr(fn, "identity") and self.version is None]
+        return json.dumps({n: fingerprint("Study", fns[n]) for n in own})
+
     # Looking
 
     def table(self) -> Table:
@@ -265,11 +262,16 @@ class Study:
         Returns:
             Columns: the axes; replicate; seed; status (complete, failed, timeout, killed); the outputs, NaN where a row
             is not complete; seconds; warnings; error.
+
+        Example:
+            >>> study = Study(lambda cell, seed: {"x": seed % cell["k"]}, {"k": [2, 3]}, replicates=4)
+            >>> study.run().table().where(k=3).names
+            ('k', 'replicate', 'seed', 'status', 'x', 'seconds', 'warnings', 'error')
         """
         self._rows.refresh()
         rows = self._rows
         at, replicate = np.nonzero(rows.status)
-        columns: dict[str, Any] = {a: self._axis(a)[at] for a in self.axes}
+        columns: dict[str, Any] = {a: np.asarray([c[a] for c in self.cells])[at] for a in self.axes}
         columns["replicate"] = replicate.astype(np.int64)
         columns["seed"] = np.asarray(self._all_seeds(at, replicate), dtype=np.int64)
         columns["status"] = np.asarray(STATUS)[rows.status[at, replicate]]
@@ -285,12 +287,13 @@ class Study:
         """A hash of the table: the same for the same results, however they came about.
 
         Times, warnings and the texts of errors are left out; everything else counts, to the last bit.
+
+        Example:
+            >>> study = Study(lambda cell, seed: {"x": seed % cell["k"]}, {"k": [2, 3]}, replicates=4)
+            >>> study.run().digest() == Study(study.simulate, {"k": [2, 3]}, replicates=4).run().digest()
+            True
         """
         return self.table().digest(exclude=("seconds", "warnings", "error"))
-
-    def _axis(self, name: str) -> np.ndarray:
-        """The value of an axis in every cell."""
-        return np.asarray([cell[name] for cell in self.cells])
 
     def _all_seeds(self, at: np.ndarray, replicate: np.ndarray) -> list[int]:
         found: list[int] = []
@@ -303,10 +306,15 @@ class Study:
 
         Returns:
             One row a cell: the axes; replicates; complete, failed, timeout, killed and missing rows; mean seconds.
+
+        Example:
+            >>> study = Study(lambda cell, seed: {"x": seed % cell["k"]}, {"k": [2, 3]}, replicates=4)
+            >>> study.status()["missing"]
+            array([4, 4])
         """
         self._rows.refresh()
         status = self._rows.status
-        columns: dict[str, Any] = {a: self._axis(a) for a in self.axes}
+        columns: dict[str, Any] = {a: np.asarray([c[a] for c in self.cells]) for a in self.axes}
         columns["replicates"] = np.full(len(self.cells), self.replicates)
         for code, name in (*list(enumerate(STATUS))[1:], (0, STATUS[0])):
             columns[name] = (status == code).sum(1)
@@ -323,16 +331,23 @@ class Study:
 
         Returns:
             As :func:`summarise`.
-        """
-        from .summaries import summarise
 
-        return summarise(self.table(), measures, axes=self.axes)
+        Example:
+            >>> study = Study(lambda cell, seed: {"x": seed % cell["k"]}, {"k": [2, 3]}, replicates=4)
+            >>> study.run().summary()["measure"][:2].tolist()
+            ['mean x', 'median x']
+        """
+        return summarise(self.table(), measures, axes=self.axes, cells=self.cells)
 
     def failures(self) -> Table:
-        """Rows without a result by cell, and why; as :func:`failures`."""
-        from .summaries import failures
+        """Rows without a result by cell, and why; as :func:`failures`.
 
-        return failures(self.table(), axes=self.axes)
+        Example:
+            >>> study = Study(lambda cell, seed: {"x": seed % cell["k"]}, {"k": [2, 3]}, replicates=4)
+            >>> study.run().failures()["num_failed"].tolist()
+            [0, 0]
+        """
+        return failures(self.table(), axes=self.axes, cells=self.cells)
 
     def replay(self, cell: Mapping[str, Any] | str, replicate: int) -> Replay:
         """Run one replicate again, here, and compare it with the store.
@@ -348,6 +363,11 @@ class Study:
 
         Raises:
             DomainError: There is no such cell or replicate.
+
+        Example:
+            >>> study = Study(lambda cell, seed: {"x": seed % cell["k"]}, {"k": [2, 3]}, replicates=4)
+            >>> study.run().replay("k=3", 2).equal
+            True
         """
         where = "Study.replay"
         if isinstance(cell, str):
@@ -365,7 +385,8 @@ class Study:
         begin = replicate - replicate % size
         unit = Unit(i, tuple(range(begin, begin + size)), (replicate,))
         job = Job(self.simulate, self.simulate_batch, None, None, this_process())
-        row = run_unit(job, unit, cell, self._seeds(unit))[0]
+        with single_thread():
+            row = run_unit(job, unit, cell, self._seeds(unit))[0]
         stored = None
         if self._rows.status[i, replicate] == COMPLETE:
             stored = dict(zip(self._rows.outputs or [], self._rows.values[i, replicate].tolist(), strict=True))
@@ -374,22 +395,3 @@ class Study:
             status=STATUS[row.status], values=row.values, error=row.error, stored=stored,
             equal=None if stored is None else same_bits(stored, row.values),
         )  # fmt: skip
-
-
-def _workers(where: str, n_jobs: Any, backend: str) -> int:
-    """How many workers are asked for; -1: all of a cluster."""
-    if n_jobs is None:
-        n_jobs = 1 if backend == "loky" else -1
-    if not isinstance(n_jobs, Integral) or isinstance(n_jobs, bool) or (n_jobs < 1 and n_jobs != -1):
-        raise DomainError(f"{where}: n_jobs must be a positive integer, or -1 for one a core, got {n_jobs!r}")
-    if backend == "loky":
-        from joblib import cpu_count
-
-        return int(cpu_count()) if n_jobs == -1 else int(n_jobs)
-    return -1 if n_jobs == -1 else max(2, int(n_jobs))  # joblib would run the tasks of one worker in this process
-
-
-def _size(cell: Cell) -> float:
-    """The product of a cell's numbers, which is how its cost usually grows."""
-    numbers = [v for v in cell.values() if isinstance(v, (int, float)) and not isinstance(v, bool) and v > 0]
-    return math.prod(numbers)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,12 @@ _COUNTS = ("num_rows", "num_failed", "num_nonfinite", "num_replicates")
 _SUMMARY = ("measure", "value", "mcse", *_COUNTS)
 
 
-def summarise(table: Table, measures: Iterable[Measure] | None = None, axes: Sequence[str] | None = None) -> Table:
+def summarise(
+    table: Table,
+    measures: Iterable[Measure] | None = None,
+    axes: Sequence[str] | None = None,
+    cells: Sequence[Mapping[str, Any]] | None = None,
+) -> Table:
     """Performance measures of every cell, with Monte Carlo standard errors.
 
     Rows that are not complete have no outputs: they are counted in `num_failed`. Among the others, rows in which a
@@ -35,6 +40,8 @@ def summarise(table: Table, measures: Iterable[Measure] | None = None, axes: Seq
         measures: What to compute; None: mean and median of every output. Outputs are then the columns of numbers
             other than the axes, `replicate`, `seed`, `status`, `seconds`, `warnings` and `error`.
         axes: The columns whose values make a cell, possibly none; None: the columns in front of ``"replicate"``.
+        cells: The cells there should be, in this order: those without rows are lines of no replicates. None: those
+            that have rows.
 
     Returns:
         A table of one row a cell and measure, cells in the order in which they first appear: the axes; `measure`,
@@ -60,7 +67,7 @@ def summarise(table: Table, measures: Iterable[Measure] | None = None, axes: Seq
             if isinstance(given, str) and table[given].dtype.kind == "U":
                 raise DomainError(f"{where}: {measure.label} needs numbers, but column {given!r} holds text")
     rows = []
-    for cell, part in table.groups(names):
+    for cell, part in _parts(table, names, cells):
         complete = part.take(_is_complete(where, part))
         for measure in chosen:
             columns = [
@@ -77,12 +84,15 @@ def summarise(table: Table, measures: Iterable[Measure] | None = None, axes: Seq
     return _table(table, names, _SUMMARY, rows, "U", "f", "f", "i", "i", "i", "i")
 
 
-def failures(table: Table, axes: Sequence[str] | None = None) -> Table:
+def failures(
+    table: Table, axes: Sequence[str] | None = None, cells: Sequence[Mapping[str, Any]] | None = None
+) -> Table:
     """What became of the replicates of every cell.
 
     Args:
         table: A row a replicate, with `status` (without it, all are complete) and `error` where there are errors.
         axes: The columns whose values make a cell; None: the columns in front of ``"replicate"``.
+        cells: As of :func:`summarise`.
 
     Returns:
         A table of one row a cell: the axes; `num_replicates`; their number by status, `num_complete`, `num_failed`,
@@ -104,7 +114,7 @@ def failures(table: Table, axes: Sequence[str] | None = None) -> Table:
     names = _axes(where, table, axes, columns)
     outputs = [name for name in _outputs(table, names) if table[name].dtype.kind == "f"]
     rows = []
-    for cell, part in table.groups(names):
+    for cell, part in _parts(table, names, cells):
         complete = _is_complete(where, part)
         status = part["status"] if "status" in part else np.full(len(part), "complete")
         nonfinite = np.zeros(len(part), dtype=bool)
@@ -114,6 +124,19 @@ def failures(table: Table, axes: Sequence[str] | None = None) -> Table:
         counts = [int((status == one).sum()) for one in STATUSES]
         rows.append((*cell.values(), len(part), *counts, int(nonfinite.sum()), next(filter(None, errors), "")))
     return _table(table, names, columns, rows, *"iiiiiiU")
+
+
+def _parts(
+    table: Table, names: tuple[str, ...], cells: Sequence[Mapping[str, Any]] | None
+) -> Iterator[tuple[Mapping[str, Any], Table]]:
+    """Cells and their rows."""
+    if cells is None:
+        yield from table.groups(names)
+        return
+    there = {tuple(cell.values()): part for cell, part in table.groups(names)}
+    for cell in cells:
+        wanted = {name: cell[name] for name in names}
+        yield wanted, there.get(tuple(wanted.values()), table.take([]))
 
 
 def replicates_needed(summary: Table, mcse: float | Mapping[str, float]) -> Table:

@@ -281,6 +281,9 @@ class Table:
         Returns:
             The text.
 
+        Raises:
+            DomainError: `digits` is no positive integer.
+
         Example:
             >>> print(Table({"n": [10], "loss": [0.12345]}).to_markdown(), end="")
             | n | loss |
@@ -298,6 +301,9 @@ class Table:
 
         Returns:
             The text, special characters escaped.
+
+        Raises:
+            DomainError: `digits` is no positive integer.
 
         Example:
             >>> print(Table({"n": [10], "rate": [-0.5]}).to_latex(), end="")

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import faulthandler
+import json
 import math
 import numbers
 import os
 import random
 import signal
 import socket
-import sys
 import threading
 import time
 import warnings
@@ -22,8 +22,12 @@ from types import FrameType
 from typing import Any
 
 import numpy as np
+import torch
+from threadpoolctl import threadpool_limits
 
+from ..errors import DomainError
 from .cells import RESERVED, Cell
+from .identity import differences, fingerprint
 from .parts import COMPLETE, FAILED, TIMEOUT, Row
 
 # A replicate that does not answer its time limit (it is in compiled code) ends its process after this much more.
@@ -61,6 +65,7 @@ class Job:
         timeout: Seconds a replicate may take.
         notes: Folder in which a worker notes what it runs, so that it is known should it die.
         parent: Process that may not be ended.
+        entries: Fingerprints of the functions in this process, as JSON; empty where others answer for them.
     """
 
     simulate: Callable[[Cell, int], Mapping[str, Any]] | None
@@ -68,6 +73,7 @@ class Job:
     timeout: float | None
     notes: str | None
     parent: str
+    entries: str = ""
 
 
 def this_process() -> str:
@@ -86,16 +92,69 @@ _one = threading.Lock()
 
 def run_unit(job: Job, unit: Unit, cell: Cell, seeds: list[int]) -> list[Row]:
     """Run a unit, and give the rows that are wanted."""
-    with _one, _single_thread(this_process() != job.parent):
+    with _one:
+        if this_process() != job.parent:
+            _single_thread()
+        _check_code(job)
         if job.simulate_batch is None or len(unit.replicates) == 1 and job.simulate is not None:
             return [
                 _run(job, unit, cell, r, s) for r, s in zip(unit.replicates, seeds, strict=True) if r in unit.wanted
             ]
         rows = _block(job, unit, cell, seeds)
+        if rows is None and job.timeout is not None:  # a machine that was busy is no reason for other digits
+            rows = _block(job, unit, cell, seeds)
         if rows is None:  # one of them spoils it for all: each by itself
             pairs = zip(unit.replicates, seeds, strict=True)
             rows = [replace(_run(job, unit, cell, r, s), alone=True) for r, s in pairs if r in unit.wanted]
         return rows
+
+
+_limits: list[Any] = []  # of threads, once set in a worker
+
+
+def _single_thread() -> None:
+    """One thread for the arithmetic of this worker, for good."""
+    if not _limits:
+        for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+            os.environ[name] = "1"  # for libraries that the simulation is yet to load
+        _limits.append(threadpool_limits(1))
+        torch.set_num_threads(1)
+
+
+@contextlib.contextmanager
+def single_thread() -> Iterator[None]:
+    """One thread for the arithmetic, of torch and of BLAS libraries that are loaded: last digits depend on it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with threadpool_limits(1):
+            yield
+    finally:
+        torch.set_num_threads(before)
+
+
+_checked: set[str] = set()
+
+
+def _check_code(job: Job) -> None:
+    """Once in every worker: that it has the code which the rows will say they were made with.
+
+    Workers import modules by name. They may be older than what the user has reloaded, newer than what was imported
+    before the file was edited, or know nothing of what was assigned to a module since.
+    """
+    if not job.entries or job.entries in _checked or this_process() == job.parent:
+        return
+    fns = {"simulate": job.simulate, "simulate_batch": job.simulate_batch}
+    there = json.loads(job.entries)
+    now = {name: fingerprint("Study.run", fns[name]) for name in there}
+    changed = differences(there, now)
+    if changed:
+        raise DomainError(
+            f"Study.run: workers have other code than this process: {'; '.join(changed[:5])} there. Save the file that "
+            "the simulation is in, and make the study anew in a new process; what is assigned to a module does not "
+            "reach workers at all"
+        )
+    _checked.add(job.entries)
 
 
 def _block(job: Job, unit: Unit, cell: Cell, seeds: list[int]) -> list[Row] | None:
@@ -146,15 +205,20 @@ class _Kept:
         with _noted(self.job, self.unit), _streams(seed, keep), warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             started = time.perf_counter()
+            late = False
             try:
                 with _limited(limit, self.job):
                     yield
             except Late:
-                self.status = TIMEOUT
-                self.error = f"no result within {self.job.timeout:g} s" + (f" x {self.size}" if self.size > 1 else "")
-            except (Exception, SystemExit) as error:
+                late = True
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # whatever the user's code raises is a failed row
                 self.status, self.error = FAILED, _text(error)
             self.seconds = time.perf_counter() - started
+            if late or (limit is not None and self.seconds > limit):  # a simulation may have caught what told it so
+                self.status = TIMEOUT
+                self.error = f"no result within {self.job.timeout:g} s" + (f" x {self.size}" if self.size > 1 else "")
         told = dict.fromkeys(f"{w.category.__name__}: {w.message}" for w in caught)
         self.warnings = " | ".join(told)[:_LONGEST]
 
@@ -170,8 +234,12 @@ def _text(error: BaseException) -> str:
         frames.append((trace.tb_frame.f_code, trace.tb_lineno))
         trace = trace.tb_next
     theirs = [(code, line) for code, line in frames if code.co_filename != __file__]
+    try:
+        words = str(error)
+    except Exception:  # an exception that cannot say what it is
+        words = "(no words)"
     at = f" ({os.path.basename(theirs[-1][0].co_filename)}:{theirs[-1][1]}, {theirs[-1][0].co_name})" if theirs else ""
-    return f"{type(error).__name__}: {error}"[:_LONGEST] + at
+    return f"{type(error).__name__}: {words}"[:_LONGEST] + at
 
 
 def _numbers(result: Any) -> dict[str, float]:
@@ -197,7 +265,7 @@ def _number(name: str, value: Any) -> float:
     if not isinstance(value, numbers.Real):
         raise TypeError(f"the simulation must return numbers, but {name} is {value!r:.200}")
     number = float(value)
-    if isinstance(value, int) and int(number) != value:
+    if isinstance(value, numbers.Integral) and int(number) != int(value):
         raise ValueError(f"the simulation returned {name} = {value}, too large an integer to be stored exactly")
     return number
 
@@ -205,51 +273,31 @@ def _number(name: str, value: Any) -> float:
 def _arrays(result: Any, size: int) -> dict[str, np.ndarray]:
     found = {}
     for name, values in _mapping(result).items():
-        try:
-            array = np.asarray(values, dtype=float)
-        except (TypeError, ValueError) as error:
-            raise TypeError(f"the simulation must return arrays of numbers, but {name} is {values!r:.200}") from error
+        array = np.asarray(values)
+        if array.dtype.kind not in "biuf":
+            raise TypeError(f"the simulation must return arrays of numbers, but {name} is {values!r:.200}")
         if array.shape != (size,):
             raise ValueError(f"the simulation of {size} seeds must return {size} numbers for {name}, got {array.shape}")
-        found[name] = array
+        found[name] = array.astype(float)
+        if array.dtype.kind in "iu" and (found[name].astype(object) != array.astype(object)).any():
+            raise ValueError(f"the simulation returned {name} with integers too large to be stored exactly")
     return found
-
-
-@contextlib.contextmanager
-def _single_thread(worker: bool) -> Iterator[None]:
-    """One thread for torch, and in a worker for libraries that the simulation is yet to load."""
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS") if worker else ():
-        os.environ.setdefault(name, "1")
-    torch: Any = sys.modules.get("torch")
-    before = torch.get_num_threads() if torch is not None else 1
-    if before == 1:
-        yield
-        return
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @contextlib.contextmanager
 def _streams(seed: int, keep: bool) -> Iterator[None]:
     """Seed the global streams too, for simulations that draw from those; and put them back, in the user's process."""
-    torch: Any = sys.modules.get("torch")
-    if keep:
-        kept = random.getstate(), np.random.get_state(), torch.get_rng_state() if torch is not None else None  # noqa: NPY002
+    kept = (random.getstate(), np.random.get_state(), torch.get_rng_state()) if keep else None  # noqa: NPY002
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002
-    if torch is not None:
-        torch.default_generator.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)
     try:
         yield
     finally:
-        if keep:
+        if kept is not None:
             random.setstate(kept[0])
             np.random.set_state(kept[1])  # noqa: NPY002
-            if torch is not None:
-                torch.set_rng_state(kept[2])
+            torch.set_rng_state(kept[2])
 
 
 _notes: dict[str, int] = {}  # open files, by folder
@@ -320,7 +368,7 @@ def _alarm(seconds: float) -> Iterator[None]:
         raise Late
 
     before = signal.signal(signal.SIGALRM, late)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.setitimer(signal.ITIMER_REAL, seconds, max(seconds, 1.0))  # and again, for code that catches everything
     try:
         yield
     finally:

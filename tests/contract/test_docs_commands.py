@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import shlex
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -105,13 +106,24 @@ def test_every_option_is_on_the_page(command: str) -> None:
     text = (DOCS / "command-line.md").read_text(encoding="utf-8")
     part = re.search(rf"^## probnn {command}\n(.*?)(?=^## |\Z)", text, flags=re.MULTILINE | re.DOTALL)
     assert part
-    cells = [row.split(" | ")[0] for row in part[1].splitlines() if row.startswith("| `")]
+    rows = [row.removeprefix("| ").split(" | ") for row in part[1].splitlines() if row.startswith("| ")]
+    # Where a command has actions, those stand in front of their options.
+    cells = [row[0] if row[0].startswith("`") else row[1] for row in rows if len(row) > 1]
     listed = {word for cell in cells for word in re.findall(r"`(-[\w-]*|[A-Z][\w.]*)", cell)}
     there: set[str] = set()
-    for action in COMMANDS[command]._actions:
-        if not isinstance(action, argparse._HelpAction):
-            there |= set(action.option_strings) or {str(action.metavar)}
-            if action.help:
-                shown = action.help % {"default": action.default}
-                assert shown in part[1], f"the words on {action.dest} are those of --help"
+    for action in _options(COMMANDS[command]):
+        there |= set(action.option_strings) or {str(action.metavar)}
+        if action.help:
+            shown = action.help % {"default": action.default}
+            assert shown in part[1], f"the words on {action.dest} are those of --help"
     assert listed == there
+
+
+def _options(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
+    """Options of a command, and of what it can be told to do."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for inner in action.choices.values():
+                yield from _options(inner)
+        if not isinstance(action, argparse._HelpAction):
+            yield action

@@ -30,7 +30,7 @@ REQUIRED = {
     "safetensors",
     "tqdm",
     "matplotlib",
-    "joblib",
+    "joblib", "threadpoolctl",
 }
 MAX_LINES = 400  # of a Python file
 

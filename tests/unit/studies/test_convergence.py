@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import math
 import pickle
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 import torch
 
 from probnn import moe
-from probnn.errors import DomainError
+from probnn.errors import DomainError, UnsupportedError
 from probnn.studies._estimators import STATUSES, Estimator, Fitted
 from probnn.studies._inputs import Inputs
 from probnn.studies._simulation import PROTOCOL, MoESimulation
@@ -178,6 +178,30 @@ class TestSimulation:
             simulate({"estimator": "that", "n": 100}, [1])
         with pytest.raises(DomainError, match="estimator"):
             simulate({"n": 100}, [1])
+
+
+def test_sizes_that_were_not_run_are_no_rate():
+    study = ConvergenceStudy(
+        GENTLE, {"it": Estimator(num_experts=2)}, n_grid=(50, 100, 200, 400), replicates=4, batch_size=4
+    )
+    study.run(shard=(1, 2))
+    rates = study.rates().table
+    assert np.isnan(rates["slope"]).all() and all("no rows at n = " in note for note in rates["note"])
+    assert np.isfinite(study.run().rates().table["slope"]).all()
+
+
+def test_others_gates_and_single_precision_are_refused():
+    @dataclass(frozen=True)
+    class Own(moe.SoftmaxGate):
+        pass
+
+    simulate = MoESimulation(GENTLE, {"it": Estimator(num_experts=2, gate=Own())})
+    with pytest.raises(UnsupportedError, match="the library's own gates"):
+        simulate.identity({"estimator": "it", "n": 100})
+    names = ("gate_bias", "gate_weight", "coef", "intercept", "variance")
+    single = replace(GENTLE, **{name: getattr(GENTLE, name).float() for name in names})
+    with pytest.raises(DomainError, match="must be of double precision"):
+        MoESimulation(single, {"it": Estimator(num_experts=2)})
 
 
 def test_rows_are_those_of_the_protocol():

@@ -1,16 +1,19 @@
 """Seeds, grids, and what a study runs and gives."""
 
 import hashlib
+import importlib
 import json
 import math
+import os
 import random
+import sys
 import warnings
 
 import numpy as np
 import pytest
 import torch
 
-from probnn.errors import ConvergenceError, DomainError, IncompleteStudyWarning
+from probnn.errors import DomainError, IncompleteStudyWarning
 from probnn.studies import Study
 from probnn.studies.cells import seeds_of
 from probnn.studies.parts import Row
@@ -179,102 +182,6 @@ def test_a_cell_that_never_works_does_not_stop_the_others():
     assert study.status()["failed"].tolist() == [0, 30]
 
 
-def test_outputs_of_every_kind_of_number():
-    row = next(Study(sim.tensors, {"n": [1]}, 1).run().table().rows())
-    assert (row["tensor"], row["numpy"], row["inf"], row["whole"]) == (2.5, 0.5, math.inf, 7.0)
-    assert math.isnan(row["nan"])
-
-
-def test_failures_are_rows():
-    study = Study(sim.troubled, {"trouble": ["raise", "warn"]}, 30)
-    with pytest.warns(IncompleteStudyWarning, match=r"replicates have no result; study.failures\(\)"):
-        study.run()
-    for row in study.table().rows():
-        unlucky = row["seed"] % 5 == 0
-        failed = unlucky and row["trouble"] == "raise"
-        assert row["status"] == ("failed" if failed else "complete")
-        assert (f"ValueError: seed {row['seed']} is unlucky (simulations.py:" in row["error"]) == failed
-        assert row["warnings"] == ("UserWarning: not so well" if unlucky and row["trouble"] == "warn" else "")
-    assert study.status()["failed"].tolist() == [int((study.table().where(trouble="raise")["seed"] % 5 == 0).sum()), 0]
-    again = study.replay({"trouble": "raise"}, int(study.table().where(status="failed")["replicate"][0]))
-    assert again.status == "failed" and again.equal is None and "unlucky" in str(again)
-
-
-def test_rows_that_failed_are_run_again_unless_told_otherwise(tmp_path):
-    luck = {"good": False}
-
-    def moody(cell, seed):
-        if seed % 2 and not luck["good"]:
-            raise ValueError("no")
-        return {"x": 1.0}
-
-    def study():
-        return Study(moody, {"n": [1]}, 12, store=tmp_path, version="1")
-
-    with pytest.warns(IncompleteStudyWarning):
-        failed = int((study().run().table()["status"] == "failed").sum())
-    assert 0 < failed < 12
-    luck["good"] = True
-    assert int((study().run(retry=False).table()["status"] == "failed").sum()) == failed
-    assert set(study().run().table()["status"]) == {"complete"}
-    luck["good"] = False  # complete rows are not touched again
-    assert set(study().run().table()["status"]) == {"complete"}
-
-
-@pytest.mark.parametrize("what", ["text", "none", "list"])
-def test_results_that_are_no_numbers(what):
-    study = Study(sim.not_numbers, {"what": ["nothing", what]}, 2)
-    with pytest.warns(IncompleteStudyWarning):
-        study.run()
-    assert study.table().where(what="nothing")["status"].tolist() == ["complete"] * 2
-    assert all("must return numbers, but x is" in e for e in study.table().where(what=what)["error"])
-
-
-def test_results_with_other_keys_than_before():
-    study = Study(sim.other_keys, {"n": [1]}, 12)
-    with pytest.warns(IncompleteStudyWarning):
-        study.run()
-    table = study.table()
-    assert len(set(table["status"])) == 2
-    assert all("returned" in e and "rows before have" in e for e in table.where(status="failed")["error"])
-
-
-@pytest.mark.parametrize(
-    "result, message",
-    [
-        (3.0, "must return a dict of numbers, got 3.0"),
-        ({}, "must return a dict of numbers"),
-        ({1: 2.0}, "keys are texts"),
-        ({"seconds": 1.0}, "must not call an output 'seconds'"),
-        ({"x": 2**53 + 1}, "too large an integer"),
-    ],
-)
-def test_a_function_that_never_works_ends_the_run(result, message):
-    study = Study(lambda cell, seed: result, {"n": [1]}, 100)
-    with pytest.raises(ConvergenceError, match="the first 20 replicates, of all cells, failed.*" + message):
-        study.run()
-    assert len(study.table()) == 20  # what was found out is kept
-
-
-def test_batches_of_another_length():
-    study = Study(
-        simulate_batch=lambda cell, seeds: {"x": [1.0, 2.0, 3.0]}, grid={"n": [1]}, replicates=4, batch_size=4
-    )
-    with pytest.warns(IncompleteStudyWarning):
-        study.run()
-    assert all("of 1 seeds must return 1 numbers for x, got (3,)" in e for e in study.table()["error"])
-
-
-def test_a_time_limit_in_this_process():
-    study = Study(sim.troubled, {"trouble": ["sleep"]}, 20, seed=0)
-    expected = ["timeout" if s % 5 == 0 else "complete" for s in seeds_of(0, {"trouble": "sleep"}, range(20))]
-    assert "timeout" in expected
-    with pytest.warns(IncompleteStudyWarning):
-        study.run(timeout=0.2)
-    assert study.table()["status"].tolist() == expected
-    assert "no result within 0.2 s" in study.table().where(status="timeout")["error"][0]
-
-
 @pytest.mark.parametrize(
     "given, message",
     [
@@ -375,3 +282,59 @@ def test_nothing_is_warned_of_where_nothing_failed():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         Study(sim.mean, {"n": [5]}, 3).run()
+
+
+def test_one_thread_of_blas_in_this_process():
+    from threadpoolctl import threadpool_info
+
+    def simulate(cell, seed):
+        return {"most": max(lib["num_threads"] for lib in threadpool_info())}
+
+    before = max(lib["num_threads"] for lib in threadpool_info())
+    study = Study(simulate, {"n": [1]}, 2).run()
+    assert (study.table()["most"] == 1).all() and study.replay({"n": 1}, 0).equal
+    assert max(lib["num_threads"] for lib in threadpool_info()) == before
+
+
+def test_cells_that_were_not_run_are_listed():
+    study = Study(sim.mean, {"n": [5, 20]}, 4).run(shard=(1, 2))
+    study.run(shard=(1, 1), retry=False)
+    half = Study(sim.mean, {"n": [5, 20]}, 4)
+    half._rows.prepare()
+    half._rows.add(Row(0, 0, 1, {"mean": 1.0}))
+    half._rows.flush()
+    assert half.summary()["num_replicates"].tolist() == [1, 1, 0, 0]
+    assert half.failures()["num_replicates"].tolist() == [1, 0]
+
+
+def test_workers_have_the_code_of_this_process(tmp_path, monkeypatch):
+    """Reloaded, edited, or assigned to: rows are those of the code that they are stored under, or there are none."""
+    monkeypatch.syspath_prepend(tmp_path)
+    path = tmp_path / "edited_later.py"
+    source = "TOL = {}\ndef simulate(cell, seed):\n    return {{'x': TOL}}\n"
+
+    def write(tol):
+        path.write_text(source.format(tol) + "# " + "x" * len(str(tol)))
+        os.utime(path, (1, hash(tol) % 10**6))  # so that no bytecode of before is taken for it
+        importlib.invalidate_caches()
+
+    def study():
+        return Study(module.simulate, {"n": [1]}, 8)
+
+    write(1)
+    module = importlib.import_module("edited_later")
+    try:
+        assert (study().run(2).table()["x"] == 1).all()
+        write(2)
+        importlib.reload(module)
+        assert (study().run(2).table()["x"] == 2).all()
+        before = study()
+        write(3)
+        assert (before.run().table()["x"] == 2).all()  # here the code is the one that was loaded
+        module.TOL = 4
+        with pytest.raises(
+            DomainError, match="workers have other code than this process: simulate.TOL was 4, is 3 there"
+        ):
+            study().run(2)
+    finally:
+        sys.modules.pop("edited_later")

@@ -80,7 +80,7 @@ def test_another_process_sees_what_was_written(tmp_path):
     [
         ({"seed": 1}, "seed was 0, is 1"),
         ({"simulate": sim.slow_mean}, "simulate.*is (gone|new)"),
-        ({"simulate_batch": sim.means}, "mode was 'single', is 'batches of 20'"),
+        ({"simulate_batch": sim.means}, "mode was single, is batches of 20"),
         ({"paired": ["n"]}, "paired is new"),
         ({"version": "2"}, "version is new"),
         ({"grid": {"m": [5]}}, "another study, with the axes n where this one has m"),
