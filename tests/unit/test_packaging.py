@@ -30,7 +30,8 @@ REQUIRED = {
     "safetensors",
     "tqdm",
     "matplotlib",
-    "joblib", "threadpoolctl",
+    "joblib",
+    "threadpoolctl",
 }
 MAX_LINES = 400  # of a Python file
 
