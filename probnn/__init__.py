@@ -17,6 +17,7 @@ _NAMES = {
     "BayesianNetwork": "process",
     "EmpiricalProcess": "process",
     "GaussianProcess": "priors",
+    "match_prior": "priors",
     "HMC": "inference",
     "DeepEnsemble": "inference",
     "Laplace": "inference",
@@ -76,6 +77,6 @@ if TYPE_CHECKING:
     from .inference import HMC, DeepEnsemble, Exact, Laplace, MeanFieldVI
     from .io import load, register_class, save
     from .networks import MLP, ModuleNetwork
-    from .priors import GaussianProcess
+    from .priors import GaussianProcess, match_prior
     from .process import BayesianNetwork, EmpiricalProcess, ParametricProcess, RandomFunctions, StochasticProcess
     from .surrogates import ProcessModel, Surrogate, available_surrogates, get_surrogate

@@ -69,6 +69,7 @@ WEIGHT_PRIORS: dict[str, Any] = {
     "student-t": priors.StudentTWeights(),
     "half-Cauchy scales": priors.HierarchicalWeights(scale_prior="half_cauchy"),
     "inverse-gamma scales": priors.HierarchicalWeights(scale_prior="inverse_gamma"),
+    "inverse-gamma variances": priors.InverseGammaWeights(shape=(3.0, 2.0, 4.0), bias_shape=2.0, bias_scale=0.5),
     "log-normal scales": priors.HierarchicalWeights(scale_prior="log_normal"),
 }
 

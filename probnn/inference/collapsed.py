@@ -15,6 +15,8 @@ from ..likelihoods import Gaussian
 from ..networks import MLP, Layout
 from ..networks.mlp import ACTIVATIONS
 from ..priors.hierarchical import HierarchicalWeights
+from ..priors.inverse_gamma import InverseGammaWeights
+from ..priors.random_scales import RandomScales
 from ..priors.weights import NormalWeights
 from ..process import BayesianNetwork
 from .target import Target
@@ -80,15 +82,15 @@ class CollapsedTarget(Target):
         for name, value in {**made, "index": index.to(self.X.device), "last": last}.items():
             object.__setattr__(self, name, value)
 
-    def _check(self) -> tuple[MLP, NormalWeights | HierarchicalWeights]:
+    def _check(self) -> tuple[MLP, NormalWeights | RandomScales]:
         where = "HMC(collapse_last_layer=True)"
         prior = self.prior
         if not isinstance(prior, BayesianNetwork) or type(prior.network) is not MLP:
             raise UnsupportedError(f"{where}: needs a probnn.BayesianNetwork over a probnn.MLP, got {prior!r}")
-        if type(prior.weight_prior) not in (NormalWeights, HierarchicalWeights):
+        if type(prior.weight_prior) not in (NormalWeights, HierarchicalWeights, InverseGammaWeights):
             raise UnsupportedError(
-                f"{where}: the last layer must be Gaussian given its scales (NormalWeights, HierarchicalWeights), "
-                f"got {type(prior.weight_prior).__name__}"
+                f"{where}: the last layer must be Gaussian given its scales (NormalWeights, HierarchicalWeights, "
+                f"InverseGammaWeights), got {type(prior.weight_prior).__name__}"
             )
         if type(self.likelihood) is not Gaussian:
             raise UnsupportedError(f"{where}: needs a Gaussian likelihood, got {type(self.likelihood).__name__}")
@@ -201,16 +203,16 @@ class CollapsedTarget(Target):
         return self.prior.network  # type: ignore[attr-defined]
 
     @property
-    def _weights(self) -> NormalWeights | HierarchicalWeights:
+    def _weights(self) -> NormalWeights | RandomScales:
         return self.prior.weight_prior  # type: ignore[attr-defined]
 
     @property
     def _hierarchical(self) -> bool:
-        return isinstance(self._weights, HierarchicalWeights)
+        return isinstance(self._weights, RandomScales)
 
     def _scales(self, rest: Tensor) -> Tensor:
         """Standard deviations of the last layer's weights and biases: of length 2, or ``... x 2`` where random."""
-        if isinstance(self._weights, HierarchicalWeights):
+        if isinstance(self._weights, RandomScales):
             return self._weights.sigma(self.layout, rest)[..., -2:]
         return self._weights.block_scales(self.layout, rest)[-2:]
 

@@ -3,6 +3,7 @@
 from .calibration import plot_calibration, plot_predictions
 from .functions import plot_functions
 from .importance import plot_importance
+from .matching import plot_match
 from .pareto import plot_pareto
 from .progress import plot_progress
 from .slices import plot_slices
@@ -12,6 +13,7 @@ __all__ = [
     "plot_calibration",
     "plot_functions",
     "plot_importance",
+    "plot_match",
     "plot_pareto",
     "plot_predictions",
     "plot_progress",

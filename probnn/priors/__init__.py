@@ -1,24 +1,40 @@
-"""Priors: laws of weights, and Gaussian processes."""
+"""Priors: laws of weights, Gaussian processes, and the one matched to the other."""
 
+from .critic import Wasserstein
 from .default import BNNPrior
 from .default_gp import GPPrior
+from .duals import dual_activation
 from .gaussian_process import GaussianProcess
 from .hierarchical import HierarchicalWeights
 from .hyperpriors import Gamma, HyperPrior, LogNormal, Normal, Uniform
+from .inverse_gamma import InverseGammaWeights
+from .matching import Match, match_prior
+from .measurement import Grid, MeasurementSet, Points, TrainingInputs
 from .weights import LaplaceWeights, NormalWeights, StudentTWeights, WeightPrior
+from .wide import wide_covariance
 
 __all__ = [
     "BNNPrior",
     "GPPrior",
     "Gamma",
     "GaussianProcess",
+    "Grid",
     "HierarchicalWeights",
     "HyperPrior",
+    "InverseGammaWeights",
     "LaplaceWeights",
     "LogNormal",
+    "Match",
+    "MeasurementSet",
     "Normal",
     "NormalWeights",
+    "Points",
     "StudentTWeights",
+    "TrainingInputs",
     "Uniform",
+    "Wasserstein",
     "WeightPrior",
+    "dual_activation",
+    "match_prior",
+    "wide_covariance",
 ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +11,8 @@ from torch import Tensor
 from .. import random as rnd
 from .. import validation
 from ..errors import DomainError
-from ..networks import Block, Layout
+from ..networks import Layout
+from .random_scales import RandomScales, inverse_gamma_draws, inverse_gamma_law
 from .weights import Scale, ScaledWeights, check_positive
 
 _LOG_2, _LOG_2PI = math.log(2), math.log(2 * math.pi)
@@ -25,7 +25,7 @@ _LAWS: dict[str, dict[str, float]] = {
 
 
 @dataclass(frozen=True)
-class HierarchicalWeights(ScaledWeights):
+class HierarchicalWeights(ScaledWeights, RandomScales):
     r"""Normal weights with a random scale for each block of weights and each block of biases.
 
     With :math:`s_k` the scale given for block k (`weight_scale` or `bias_scale` of its layer),
@@ -92,56 +92,35 @@ class HierarchicalWeights(ScaledWeights):
                 raise DomainError(f"{where}: {name} belongs to scale_prior={law!r}, got it with {self.scale_prior!r}")
             object.__setattr__(self, name, check_positive(where, name, value))
 
-    def layout(self, network: Layout) -> Layout:
-        """The network's blocks, holding z, and a last block ``log_scale`` with u of each of them."""
-        return Layout((*network.blocks, Block("log_scale", (len(network.blocks),), role="scale")))
+    def hyperparameters(self, network: Layout, order: float = 0.0) -> dict[str, tuple[Tensor, float | None]]:
+        """The scales, and of the law of the scales the spread or the shape: one a block (the rate is in the scales)."""
+        found, like = super().hyperparameters(network, order), torch.empty(0, dtype=torch.double)
+        for name, bound in (("spread", 0.0), ("shape", order / 2)):
+            if name in _LAWS[self.scale_prior]:
+                blocks = len(network.blocks)
+                found[name] = self._hyper(name, like, blocks).expand(blocks), bound
+        return found
 
-    def sample(
-        self,
-        network: Layout,
-        sample_shape: Sequence[int] = (),
-        *,
-        generator: torch.Generator | None = None,
-        dtype: torch.dtype | None = None,
-        device: torch.device | None = None,
+    @property
+    def moment_order(self) -> float:
+        """The order below which all moments of the weights are finite."""
+        if self.scale_prior == "inverse_gamma":
+            shape = _LAWS["inverse_gamma"]["shape"] if self.shape is None else self.shape
+            return 2 * torch.as_tensor(shape).min().item()
+        return 1.0 if self.scale_prior == "half_cauchy" else math.inf
+
+    def _scale_law(self, network: Layout, u: Tensor) -> tuple[Tensor, Tensor]:
+        return self._law(u)
+
+    def _scale_draws(
+        self, network: Layout, shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None
     ) -> Tensor:
-        """Draw (z, u), ``sample_shape x P``."""
-        like = torch.empty(0, dtype=dtype, device=device)
-        z = rnd.normal((*sample_shape, network.size), generator=generator, like=like)
-        return torch.cat([z, self._draw((*sample_shape, len(network.blocks)), like, generator)], -1)
+        return self._draw((*shape, len(network.blocks)), like, generator)
 
-    def log_prob(self, network: Layout, theta: Tensor) -> Tensor:
-        """Log density of (z, u) ``... x P``: ``...``."""
-        z, u = theta[..., : network.size], theta[..., network.size :]
-        return -0.5 * (z.square().sum(-1) + network.size * _LOG_2PI) + self._law(u)[0].sum(-1)
-
-    def log_prob_and_grad(self, network: Layout, theta: Tensor) -> tuple[Tensor, Tensor]:
-        """Closed form of both."""
-        with torch.no_grad():
-            z, u = theta[..., : network.size], theta[..., network.size :]
-            value, slope = self._law(u)
-            value = -0.5 * (z.square().sum(-1) + network.size * _LOG_2PI) + value.sum(-1)
-            return value, torch.cat([-z, slope], -1)
-
-    def sigma(self, network: Layout, theta: Tensor) -> Tensor:
-        """The standard deviation of every block's weights, fan-in included: ``... x blocks``."""
-        return theta[..., network.size :].exp() * self.block_scales(network, theta)
-
-    def weights(self, network: Layout, theta: Tensor) -> Tensor:
-        """The network's weights of (z, u) ``... x P``: ``... x size``."""
-        return theta[..., : network.size] * network.expand(self.sigma(network, theta))
-
-    def pullback(self, network: Layout, theta: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        """Closed form: dz = sigma dw, and du of a block is the sum of w dw over it."""
-        with torch.no_grad():
-            sigma = network.expand(self.sigma(network, theta))
-            weights = theta[..., : network.size] * sigma
-
-        def back(cotangent: Tensor) -> Tensor:
-            products = (weights * cotangent).split([block.size for block in network.blocks], -1)
-            return torch.cat([sigma * cotangent, torch.stack([p.sum(-1) for p in products], -1)], -1)
-
-        return weights, back
+    def _gamma(self, network: Layout, like: Tensor) -> tuple[Tensor, Tensor] | None:
+        if self.scale_prior != "inverse_gamma":
+            return None
+        return self._hyper("shape", like, len(network.blocks)), self._hyper("rate", like, len(network.blocks))
 
     def _hyper(self, name: str, like: Tensor, blocks: int) -> Tensor:
         """A hyper-parameter of the law: a number, or one value a block."""
@@ -160,9 +139,7 @@ class HierarchicalWeights(ScaledWeights):
         if self.scale_prior == "half_cauchy":
             return _LOG_2 - math.log(math.pi) - torch.logaddexp(u, -u), -torch.tanh(u)
         if self.scale_prior == "inverse_gamma":
-            a, b = (self._hyper(name, u, u.shape[-1]) for name in ("shape", "rate"))
-            tail = b * torch.exp(-2 * u)
-            return _LOG_2 + a * b.log() - torch.lgamma(a) - 2 * a * u - tail, 2 * (tail - a)
+            return inverse_gamma_law(u, *(self._hyper(name, u, u.shape[-1]) for name in ("shape", "rate")))
         spread = self._hyper("spread", u, u.shape[-1])
         z = u / spread
         return -0.5 * (z.square() + _LOG_2PI) - spread.log(), -z / spread
@@ -177,18 +154,5 @@ class HierarchicalWeights(ScaledWeights):
             distance, sign = rnd.uniform((2, *shape), generator=generator, like=like)
             u = -torch.log(torch.tan((1 - distance) * (math.pi / 4)))
             return torch.where(sign < 0.5, u, -u)
-        # Gamma(a) = Gamma(a + 1) U^(1/a), in logarithms: for small a draws of Gamma(a) round to zero.
         a, b = (self._hyper(name, like, shape[-1]) for name in ("shape", "rate"))
-        log_uniform = torch.log1p(-rnd.uniform(shape, generator=generator, like=like))
-        log_precision = _log_gamma(a + 1, shape, generator) + log_uniform / a - b.log()
-        return -0.5 * log_precision
-
-
-def _log_gamma(a: Tensor, shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
-    """The log of Gamma(a, 1) draws of `shape`."""
-    import pyro.distributions as dist
-
-    at = generator.device if generator is not None else a.device
-    concentration = a.to(at).expand(shape)
-    with rnd.forked(generator):
-        return dist.Gamma(concentration, torch.ones_like(concentration)).rsample().log().to(a.device)
+        return inverse_gamma_draws(a, b, shape, generator)

@@ -52,6 +52,24 @@ class WeightPrior(ByValue, ABC):
         """The network's flat weights of theta; default: theta."""
         return theta
 
+    def hyperparameters(self, network: Layout, order: float = 0.0) -> dict[str, tuple[Tensor, float | None]]:
+        """What :func:`probnn.match_prior` may tune; default: nothing.
+
+        Args:
+            network: The layout of the network's weights.
+            order: The moment of the functions that must stay finite.
+
+        Returns:
+            By field name the value, as a tensor of the shape it is tuned in, and the bound it stays above;
+            None instead of the bound: any number will do.
+        """
+        return {}
+
+    @property
+    def moment_order(self) -> float:
+        """The order below which all moments of the weights are finite; default: infinity."""
+        return math.inf
+
     def log_prob_and_grad(self, network: Layout, theta: Tensor) -> tuple[Tensor, Tensor]:
         """:meth:`log_prob` and its gradient, outside of autograd."""
         with torch.enable_grad():
@@ -73,7 +91,8 @@ class WeightPrior(ByValue, ABC):
 class ScaledWeights(WeightPrior):
     """Base of priors with a scale for the weights and one for the biases of every layer.
 
-    Scales are numbers, tensors (everything is differentiable in them) or one value a layer.
+    Scales are numbers, tensors (everything is differentiable in them) or one value a layer. Where the weights
+    are independent, a tensor may also hold one value a weight, in the order of the network's layout.
     """
 
     weight_scale: Scale = 1.0
@@ -85,6 +104,15 @@ class ScaledWeights(WeightPrior):
         for name in ("weight_scale", "bias_scale"):
             object.__setattr__(self, name, check_positive(where, name, getattr(self, name)))
         validation.choice(where, "scaling", self.scaling, ("none", "fan_in"))
+
+    def hyperparameters(self, network: Layout, order: float = 0.0) -> dict[str, tuple[Tensor, float | None]]:
+        """The scales of weights and biases: one a layer, or one a weight where they were given so."""
+        found: dict[str, tuple[Tensor, float | None]] = {}
+        for role in ("weight", "bias"):
+            if count := sum(b.role == role for b in network.blocks):
+                value = torch.as_tensor(getattr(self, f"{role}_scale"), dtype=torch.double)
+                found[f"{role}_scale"] = value if value.ndim else value.expand(count), 0.0
+        return found
 
     def block_scales(self, network: Layout, like: Tensor) -> Tensor:
         """The scale of every block of the network, fan-in included, with the dtype and device of `like`."""
@@ -111,7 +139,31 @@ class ScaledWeights(WeightPrior):
 
     def scales(self, network: Layout, like: Tensor) -> Tensor:
         """The scale of every weight, of length P, with the dtype and device of `like`."""
-        return network.expand(self.block_scales(network, like))
+        given = {"weight": torch.as_tensor(self.weight_scale), "bias": torch.as_tensor(self.bias_scale)}
+        roles = [block.role for block in network.blocks]
+        # As many values as blocks are one a block. Blocks of one entry each are no exception: it means the same.
+        if all(scale.ndim == 0 or scale.shape == (roles.count(role),) for role, scale in given.items()):
+            return network.expand(self.block_scales(network, like))
+        size = {role: sum(b.size for b in network.blocks if b.role == role) for role in given}
+        values, at, parts = {}, {"weight": 0, "bias": 0}, []
+        for role, scale in given.items():
+            if scale.ndim and scale.shape not in ((roles.count(role),), (size[role],)):
+                raise DomainError(
+                    f"priors.{type(self).__name__}: {role}_scale has {tuple(scale.shape)} values but the network has "
+                    f"{roles.count(role)} {role} blocks of {size[role]} entries together; give one number, one value "
+                    "for each block, or one for each entry"
+                )
+            scale = scale.to(dtype=like.dtype, device=like.device)
+            if scale.ndim and scale.shape != (size[role],):
+                per_block = [b.size for b in network.blocks if b.role == role]
+                scale = torch.cat([s.expand(k) for s, k in zip(scale, per_block, strict=True)])
+            values[role] = scale.expand(size[role])
+        for block in network.blocks:
+            first = at[block.role]
+            at[block.role] += block.size
+            fan = math.sqrt(block.fan_in) if self.scaling == "fan_in" and block.role == "weight" else 1.0
+            parts.append(values[block.role][first : at[block.role]] / fan)
+        return torch.cat(parts)
 
 
 def check_positive(where: str, name: str, value: Any) -> Any:
@@ -170,7 +222,7 @@ class NormalWeights(IndependentWeights):
     r"""Independent normal weights, :math:`w \sim N(0, \sigma_w^2 / n_{in})`, :math:`b \sim N(0, \sigma_b^2)`.
 
     Args:
-        weight_scale: sigma_w: a number, a tensor, or one value a layer.
+        weight_scale: sigma_w: a number, a tensor, one value a layer, or a tensor of one value a weight.
         bias_scale: sigma_b, likewise.
         scaling: ``"fan_in"`` divides the weights' standard deviation by the square root of the
             number of inputs of the unit (so functions keep their scale as the network widens);
@@ -260,6 +312,16 @@ class StudentTWeights(IndependentWeights):
         validation.positive(where, "df", self.df)
         if torch.is_tensor(self.df) and self.df.ndim:
             raise DomainError(f"{where}: df must be one number for all weights, got shape {tuple(self.df.shape)}")
+
+    def hyperparameters(self, network: Layout, order: float = 0.0) -> dict[str, tuple[Tensor, float | None]]:
+        """The scales, and the degrees of freedom."""
+        df = torch.as_tensor(self.df, dtype=torch.double)
+        return {**super().hyperparameters(network, order), "df": (df, order)}
+
+    @property
+    def moment_order(self) -> float:
+        """The order below which all moments of the weights are finite: the degrees of freedom."""
+        return float(self.df)
 
     def _standard(self, shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None) -> Tensor:
         # Bailey (1994): with E exponential and V uniform, sqrt(nu (exp(2E / nu) - 1)) cos(2 pi V) is exactly

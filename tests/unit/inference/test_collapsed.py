@@ -18,8 +18,16 @@ from probnn.process import BayesianNetwork
 from tests.cases import DOUBLE, module
 
 SCALES = ((1.5, 0.7, 1.2), (0.5, 0.6, 0.3))
-WEIGHTS = {"normal": priors.NormalWeights(*SCALES), "hierarchical": priors.HierarchicalWeights(*SCALES)}
-WEIGHTS_ONE = {"normal": priors.NormalWeights(0.7, 1.0), "hierarchical": priors.HierarchicalWeights(0.7, 1.0)}
+WEIGHTS = {
+    "normal": priors.NormalWeights(*SCALES),
+    "hierarchical": priors.HierarchicalWeights(*SCALES),
+    "inverse gamma": priors.InverseGammaWeights((3.0, 2.0, 1.5), (1.0, 0.5, 1.5), 2.0, 0.3),
+}
+WEIGHTS_ONE = {
+    "normal": priors.NormalWeights(0.7, 1.0),
+    "hierarchical": priors.HierarchicalWeights(0.7, 1.0),
+    "inverse gamma": priors.InverseGammaWeights(),
+}
 NOISES = {
     "fixed": likelihoods.Gaussian(noise=0.3),
     "inferred": likelihoods.Gaussian(),
@@ -135,7 +143,7 @@ def test_fewer_rows_than_inputs(weights: str, n: int, seed: int) -> None:
     theta = prior.sample_parameters((2,), generator=g)
     z, psi = full.restrict(theta), theta.new_zeros(2, 0)
     reduced = known.restrict(theta)
-    variance = 1.0 if weights == "hierarchical" else (SCALES[0][0] / d**0.5) ** 2
+    variance = (SCALES[0][0] / d**0.5) ** 2 if weights == "normal" else 1.0
     first = z[:, : 6 * d].unflatten(-1, (6, d))
     lost = first - first @ known.basis @ known.basis.mT
     of_lost = -0.5 * (lost.square().sum((-1, -2)) / variance + 6 * (d - n) * math.log(2 * math.pi * variance))
