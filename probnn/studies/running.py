@@ -169,11 +169,12 @@ class Runner:
         # Ray gives its results at the end only: by rounds of some seconds, so that they are kept.
         n_jobs = max(2, effective_n_jobs(n_jobs))  # -1 is all that it has
         begin, size = 0, 2 * n_jobs
-        while begin < len(units):
-            started = time.monotonic()
-            yield from Parallel(n_jobs=n_jobs)(tasks(units[begin : begin + size]))
-            begin += size
-            size = max(n_jobs, min(4 * size, int(size * _ROUND / (time.monotonic() - started + 1e-3))))
+        with Parallel(n_jobs=n_jobs) as parallel:  # of one pool: a second would wait for the processors of the first
+            while begin < len(units):
+                started = time.monotonic()
+                yield from parallel(tasks(units[begin : begin + size]))
+                begin += size
+                size = max(n_jobs, min(4 * size, int(size * _ROUND / (time.monotonic() - started + 1e-3))))
 
     def _cell(self, unit: Unit) -> Cell:
         return self.store.cells[unit.cell]

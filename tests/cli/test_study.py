@@ -40,7 +40,7 @@ def run(cell, seed):
 
 
 def slow(cell, seed):
-    time.sleep(0.01)
+    time.sleep(0.03)
     return {"estimate": np.random.default_rng(seed).exponential(size=cell["n"]).mean()}
 
 
@@ -202,7 +202,7 @@ def stop(process: subprocess.Popen[str], number: int, *, everyone: bool) -> tupl
 
 def test_killed_stopped_and_resumed(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """SIGKILL for all of its processes; then SIGTERM, as a queue sends it; then to the end, in two processes."""
-    assert main(["study", "run", "slow.toml", "--store", "whole"]) == 0
+    assert main(["study", "run", "slow.toml", "--store", "whole", "--n-jobs", "2"]) == 0
     process = launched("run", "slow.toml", "--n-jobs", "2")
     stop(process, signal.SIGKILL, everyone=True)
     assert process.returncode == -signal.SIGKILL
@@ -220,14 +220,14 @@ def test_killed_stopped_and_resumed(study: Path, capsys: pytest.CaptureFixture[s
 
 
 def test_interrupted(study: Path) -> None:
-    process = launched("run", "slow.toml")
+    process = launched("run", "slow.toml", "--replicates", "3000")
     out, err = stop(process, signal.SIGINT, everyone=True)
     assert process.returncode == 130 and not out
     assert err.splitlines() == [
         "noise at import",
-        "probnn: stopped; what was finished is kept, and goes on with: probnn study run slow.toml",
+        "probnn: stopped; what was finished is kept, and goes on with: probnn study run slow.toml --replicates 3000",
     ]
-    assert 0 < len(rows(file="slow.toml")) < 300
+    assert 0 < len(load("slow.toml", replicates=3000).table()) < 6000
 
 
 def test_what_hangs_costs_its_own_row(study: Path, capsys: pytest.CaptureFixture[str]) -> None:

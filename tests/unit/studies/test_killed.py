@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
 import time
@@ -168,10 +169,12 @@ def test_killed_ten_times_resumed_elsewhere_in_shards_and_extended(tmp_path, mon
         rows = {(r["n"], r["k"], r["replicate"]): r["mean"] for r in table.rows()}
         assert all(table_of_all.where(n=n, k=k, replicate=r)["mean"] == [m] for (n, k, r), m in rows.items())
     assert survived < 5 and 0 < len(table) <= 180
-    children = [forked(tmp_path, shard=(i, 4)) for i in range(1, 5)]
+    elsewhere = tmp_path.with_name("elsewhere")
+    shutil.copytree(tmp_path, elsewhere)
+    children = [forked(elsewhere, shard=(i, 4)) for i in range(1, 5)]
     for child in children:
         child.join()
         assert child.exitcode == 0
-    assert study(tmp_path).status()["missing"].sum() == 0
-    extended = study(tmp_path, 50).run(2)
+    assert study(elsewhere).status()["missing"].sum() == 0
+    extended = study(elsewhere, 50).run(2)
     assert extended.digest() == whole.digest()
