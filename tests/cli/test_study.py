@@ -186,7 +186,11 @@ def launched(*words: str) -> subprocess.Popen[str]:
     environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "probnn", "study", *words]
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, env=environment, start_new_session=True, **pipes)
+
+    def heed() -> None:  # jobs in the background of a shell have been told to ignore Ctrl-C
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    return subprocess.Popen(command, env=environment, start_new_session=True, preexec_fn=heed, **pipes)
 
 
 def stop(process: subprocess.Popen[str], number: int, *, everyone: bool) -> tuple[str, str]:
