@@ -201,6 +201,7 @@ class Runner:
         if not row.values or expected is None or set(row.values) == set(expected):
             return row
         got = f"the simulation returned {', '.join(row.values)}, where rows before have {', '.join(expected)}"
+        got += "; every replicate must return the same, nan for what is missing"
         return replace(row, status=FAILED, values={}, error=f"KeyError: {got}")
 
 

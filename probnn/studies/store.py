@@ -114,7 +114,8 @@ class Store:
         if unknown:
             raise SerializationError(
                 f"{self.path / ROWS / name}: has the outputs {', '.join(outputs)}, other files of this store "
-                f"{', '.join(self.outputs or [])}"
+                f"{', '.join(self.outputs or [])}; every replicate must return the same, nan for what is missing. Mend "
+                "the simulation, and run it into a new store"
             )
         return [(self.outputs or []).index(output) for output in outputs]
 
@@ -131,11 +132,12 @@ class Store:
         if place >= 0 and key not in self._checked:
             changed = differences(there, self.identities[place])
             if changed:
+                shown = ", ".join(changed[:5]) + (f", and {len(changed) - 5} more" if len(changed) > 5 else "")
+                version = f"; those rows have the version {there['version']!r}" if "version" in there else ""
                 raise DomainError(
                     f"Study: the store {self.path} holds rows of the cell {label(self.cells[place])} that were made "
-                    f"differently: {'; '.join(changed[:5])}{'; ...' if len(changed) > 5 else ''}. Rows made "
-                    "differently are never mixed: take another store, or, where results cannot have changed, say so by "
-                    "the same version= as before"
+                    f"differently: {shown}. Rows made differently are never mixed: undo the change, or take another "
+                    f"store{version}"
                 )
             self._checked.add(key)
         return place

@@ -145,7 +145,8 @@ def replicates_needed(summary: Table, mcse: float | Mapping[str, float]) -> Tabl
     Standard errors fall with the square root of the number n of replicates:
     :math:`\lceil n\, (\mathrm{mcse} / \mathrm{wanted})^2 \rceil` are needed, 2 at least, taking it that as large a
     share of the new ones fails. Few replicates say little on their own standard error: ask again when the new ones
-    are there. A rate of 0 or 1 has an estimated standard error of 0, which says that there are enough.
+    are there. Where all replicates gave the same, such as a rate of 0 or 1, the standard error of 0 is no estimate,
+    and no number is told.
 
     Args:
         summary: What :func:`summarise` gave.
@@ -317,7 +318,7 @@ def _table(source: Table, axes: Sequence[str], names: Sequence[str], rows: list[
 
 
 def _needed(n: int, have: float, want: float) -> float:
-    if not math.isfinite(have):
+    if not math.isfinite(have) or have == 0:
         return math.nan
     # A ratio that is a whole number up to rounding needs no replicate more.
     return float(max(2, math.ceil(round(int(n) * (have / want) ** 2, 6))))
@@ -326,7 +327,7 @@ def _needed(n: int, have: float, want: float) -> float:
 def _sentence(needed: Table, axes: Sequence[str]) -> str:
     counts = needed["num_needed"]
     unknown = int(np.isnan(counts).sum())
-    note = f" The standard error is unknown in {unknown} of {len(needed)} rows." if unknown else ""
+    note = f" The standard error is unknown in {unknown} of {len(needed)} lines." if unknown else ""
     if unknown == len(needed):
         return f"No standard error is known, so no number of replicates can be told.{note if len(needed) else ''}"
     worst = next(needed.take([int(np.nanargmax(counts - needed["num_replicates"]))]).rows())

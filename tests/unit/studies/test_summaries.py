@@ -355,11 +355,12 @@ def test_replicates_needed_counts_failures_and_what_is_unknown() -> None:
     s = summarise(study_table(), [Mean("loss")])
     needed = replicates_needed(s, float(s["mcse"][0]) / 2)
     assert needed["num_needed"][0] == 20.0 and np.isnan(needed["num_needed"][1:]).all()  # 4 * 5, of which 12 are used
-    assert "unknown in 2 of 3 rows" in needed.caption
+    assert "unknown in 2 of 3 lines" in needed.caption
     assert "No standard error is known" in replicates_needed(s.where(n=20), 0.1).caption
     assert len(replicates_needed(s.take([]), {})) == 0
     rate = summarise(study_table(), [Rate("hit")]).where(n=20)
-    assert replicates_needed(rate, 0.1)["num_needed"].tolist() == [2.0]
+    assert rate["mcse"].tolist() == [0.0]  # of a rate of 0 or 1, which says nothing
+    assert np.isnan(replicates_needed(rate, 0.1)["num_needed"]).all()
 
 
 def test_pivot() -> None:
