@@ -9,6 +9,7 @@ replicate, or with infinite values where they make the measure infinite, the MCS
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any
@@ -19,7 +20,7 @@ from ..errors import DomainError
 from . import _moments
 
 
-class Measure:
+class Measure(ABC):
     """What summaries compute of the replicates of a cell; own measures are frozen dataclasses derived from it.
 
     :func:`summarise` hands over the rows that are complete and in which no input is NaN; infinite values are there.
@@ -30,8 +31,7 @@ class Measure:
         ...     output: str
         ...     name: str | None = None
         ...     inputs = property(lambda self: (self.output,))
-        ...     def compute(self, x):
-        ...         return x.max(), np.nan
+        ...     compute = lambda self, x: (x.max(), np.nan)
         >>> Largest("loss", name="largest").label
         'largest'
     """
@@ -44,10 +44,11 @@ class Measure:
         return self.name if self.name is not None else self._words()
 
     @property
+    @abstractmethod
     def inputs(self) -> tuple[str | float, ...]:
         """What :meth:`compute` takes: names of columns, or numbers that are the same for all replicates."""
-        raise NotImplementedError
 
+    @abstractmethod
     def compute(self, *columns: np.ndarray) -> tuple[float, float]:
         """Value and Monte Carlo standard error.
 
@@ -57,10 +58,9 @@ class Measure:
         Returns:
             Both, NaN where undefined.
         """
-        raise NotImplementedError
 
     def _words(self) -> str:
-        raise NotImplementedError
+        return f"{type(self).__name__} of {', '.join(map(str, self.inputs))}"
 
 
 @dataclass(frozen=True)
