@@ -20,7 +20,7 @@ import probnn
 from probnn.diagnostics import ess, rhat
 from probnn.errors import PrecisionWarning
 from probnn.inference import Target
-from probnn.inference.hmc import _keep_heap
+from probnn.inference.chains import keep_heap
 
 from ._common import Report
 
@@ -144,7 +144,7 @@ def _gaussian() -> probnn.likelihoods.Gaussian:
 
 def gradient(rounds: int) -> list[dict[str, Any]]:
     """Microseconds a chain of the joint density and its gradient at 64 chains, interleaved, best of rounds."""
-    _keep_heap(torch.device("cpu"))  # as every fit does
+    keep_heap(torch.device("cpu"))  # as every fit does
     best: dict[str, float] = {}
     calls = {}
     for dtype in (torch.float32, torch.float64):

@@ -23,6 +23,7 @@ _NAMES = {
     "Laplace": "inference",
     "MeanFieldVI": "inference",
     "Exact": "inference",
+    "SGHMC": "inference",
     "Surrogate": "surrogates",
     "ProcessModel": "surrogates",
     "get_surrogate": "surrogates",
@@ -74,7 +75,7 @@ if TYPE_CHECKING:
         surrogates,
         testing,
     )
-    from .inference import HMC, DeepEnsemble, Exact, Laplace, MeanFieldVI
+    from .inference import HMC, SGHMC, DeepEnsemble, Exact, Laplace, MeanFieldVI
     from .io import load, register_class, save
     from .networks import MLP, ModuleNetwork
     from .priors import GaussianProcess, match_prior

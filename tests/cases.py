@@ -62,6 +62,13 @@ def mixture_of_experts(num_outcomes: int = 1, **options: Any) -> moe.MixtureOfEx
     return moe.MixtureOfExperts(moe.GaussianMoE(2, 2, num_outcomes, **options), dtype=DOUBLE)
 
 
+def planar_flows() -> priors.FlowWeights:
+    """Two planar flows a layer of `network()`, that are not the identity."""
+    draws = rnd.normal((2, 2 * 59 + 3), generator=rnd.generator_from(0), dtype=DOUBLE)
+    directions, shifts, offsets = draws.split([59, 59, 3], -1)
+    return priors.FlowWeights(1.5, 0.5, num_flows=2, directions=directions, shifts=shifts, offsets=offsets)
+
+
 WEIGHT_PRIORS: dict[str, Any] = {
     "normal": priors.NormalWeights(weight_scale=1.5, bias_scale=0.5),
     "normal by layer": priors.NormalWeights(weight_scale=(2.0, 1.0, 0.5), bias_scale=0.3, scaling="none"),
@@ -71,6 +78,7 @@ WEIGHT_PRIORS: dict[str, Any] = {
     "inverse-gamma scales": priors.HierarchicalWeights(scale_prior="inverse_gamma"),
     "inverse-gamma variances": priors.InverseGammaWeights(shape=(3.0, 2.0, 4.0), bias_shape=2.0, bias_scale=0.5),
     "log-normal scales": priors.HierarchicalWeights(scale_prior="log_normal"),
+    "planar flows": planar_flows(),
 }
 
 # Processes with the tolerance within which one function must repeat itself.
@@ -100,6 +108,7 @@ METHODS: dict[str, Any] = {
     "hmc": probnn.HMC(num_chains=4, num_warmup=30, num_samples=10),
     "ensemble": probnn.DeepEnsemble(size=4, steps=50),
     "laplace": probnn.Laplace(steps=200),
+    "sghmc": probnn.SGHMC(num_chains=4, num_warmup=100, num_samples=10, keep_every=5, start_steps=50),
     "vi": probnn.MeanFieldVI(steps=100),
     "exact": probnn.Exact(optimize=True),
 }

@@ -8,6 +8,7 @@ from .exact import Exact
 from .gaussian import GaussianWeightProcess
 from .hmc import HMC
 from .laplace import Laplace
+from .sghmc import SGHMC
 from .target import Target
 from .variational import MeanFieldVI
 
@@ -20,5 +21,6 @@ __all__ = [
     "InferenceMethod",
     "Laplace",
     "MeanFieldVI",
+    "SGHMC",
     "Target",
 ]

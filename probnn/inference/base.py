@@ -40,6 +40,7 @@ class FitInfo:
         acceptance: Mean acceptance probability after warm-up.
         divergences: Diverged trajectories after warm-up.
         log_evidence: Log marginal likelihood, where the method gives one.
+        temperature: That of the likelihood; 1 unless a sampler was asked for another.
         trace: Named tensors over steps, such as ``"energy"`` or ``"loss"``.
         warnings: The warnings given, in words.
 
@@ -63,6 +64,7 @@ class FitInfo:
     acceptance: float | None = None
     divergences: int = 0
     log_evidence: float | None = None
+    temperature: float = 1.0
     trace: dict[str, Tensor] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 

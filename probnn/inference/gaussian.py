@@ -17,6 +17,7 @@ from ..likelihoods import Gaussian, Likelihood
 from ..networks import Block, Layout
 from ..networks.base import _stack
 from ..priors import NormalWeights
+from ..priors.flows import WhitenedWeights
 from ..process import BayesianNetwork, ParametricProcess, StochasticProcess
 from .curvature import CHUNK_BYTES, jacobian_pieces
 from .spread import Spread
@@ -303,10 +304,13 @@ def _normal_posterior(mean: Tensor, covariance: Tensor, noise: Tensor | None) ->
 
 
 def gaussian_law(prior: ParametricProcess) -> tuple[Tensor, Spread] | None:
-    """Mean and covariance of theta where it is exactly Gaussian: normal weights or a Gaussian fit; else None."""
+    """Mean and covariance of theta where it is exactly Gaussian (normal weights, flows, a Gaussian fit); else None."""
     if isinstance(prior, GaussianWeightProcess):
         return prior.mean, prior.spread
     if isinstance(prior, BayesianNetwork) and type(prior.weight_prior) is NormalWeights:
         scales = prior.weight_prior.scales(prior.network.layout, torch.empty(0, dtype=prior.dtype, device=prior.device))
         return torch.zeros_like(scales), Spread.diagonal(scales.detach())
+    if isinstance(prior, BayesianNetwork) and isinstance(prior.weight_prior, WhitenedWeights):
+        zero = torch.zeros(prior.num_parameters, dtype=prior.dtype, device=prior.device)
+        return zero, Spread.diagonal(torch.ones_like(zero))
     return None

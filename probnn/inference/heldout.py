@@ -51,6 +51,8 @@ def held_out_moments(
     where = "held_out_moments"
     if not isinstance(process, EmpiricalProcess) or process.prior is None or process.likelihood is None:
         raise UnsupportedError(f"{where}: needs draws of a posterior, as probnn.HMC gives them")
+    if getattr(process.info, "temperature", 1.0) != 1:
+        raise UnsupportedError(f"{where}: the draws are of a tempered posterior; fit with temperature=1")
     if process.log_weights is not None:
         raise UnsupportedError(f"{where}: the draws are weighted; resample them first, process.thin(num_draws)")
     target = CollapsedTarget(process.prior, process.likelihood, X, Y, noise_variance)  # type: ignore[arg-type]

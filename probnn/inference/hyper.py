@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..likelihoods import Likelihood
-from ..priors import HierarchicalWeights
+from ..priors.random_scales import RandomScales
 from ..process import BayesianNetwork, ParametricProcess
 from .local import LocalModel
 
@@ -114,11 +114,11 @@ def tuned(prior: BayesianNetwork, numbers: tuple[int, ...], log_scales: Tensor) 
 
 
 def num_scales(prior: ParametricProcess) -> int:
-    """How many of the last coordinates are log scales of a hierarchical prior.
+    """How many of the last coordinates are log scales of a prior with random scales.
 
     They are never part of a mode: in the joint mode of weights and their scales the scales are far
     too large, because the coordinates beside them are weights divided by scales.
     """
-    if isinstance(prior, BayesianNetwork) and isinstance(prior.weight_prior, HierarchicalWeights):
+    if isinstance(prior, BayesianNetwork) and isinstance(prior.weight_prior, RandomScales):
         return prior.num_parameters - prior.network.num_parameters
     return 0

@@ -34,7 +34,8 @@ class Laplace(InferenceMethod):
     is `info.log_evidence`: all of it is exact for linear functions and Gaussian noise.
 
     **Hyper-parameters.** Parameters psi of the likelihood (such as an inferred noise) and the scales of
-    a :class:`probnn.priors.HierarchicalWeights` prior have no place in a mode: together with the weights
+    a prior with random scales (:class:`probnn.priors.HierarchicalWeights`,
+    :class:`probnn.priors.InverseGammaWeights`) have no place in a mode: together with the weights
     they run off to no noise and huge scales. They maximise evidence times their prior and are held
     there; `info.log_evidence` is then the log of that product. ``tune=True`` lets the evidence also
     set the scale of every block of a :class:`probnn.priors.NormalWeights` prior and a noise given as a

@@ -40,8 +40,8 @@ class LaplaceFit:
         if method.tune and not (isinstance(prior, BayesianNetwork) and type(weight_prior) is NormalWeights):
             raise UnsupportedError(
                 f"{self.where}: tune=True sets the scales of a NormalWeights prior, got "
-                f"{type(prior if weight_prior is None else weight_prior).__name__}; use tune=False (the scales of "
-                "HierarchicalWeights are set by the evidence anyway)"
+                f"{type(prior if weight_prior is None else weight_prior).__name__}; use tune=False (random "
+                "scales, as of HierarchicalWeights, are set by the evidence anyway)"
             )
         self.weights = prior.num_parameters - num_scales(prior)  # log scales come last
         self.structure, self.support = self._structure()
@@ -200,9 +200,10 @@ class LaplaceFit:
         scale_prior = None
         if self.hierarchical and self.blocks:
             u, at = theta[self.weights :], torch.tensor(self.blocks, device=z.device)
+            network, law = prior.network, prior.weight_prior._scale_law  # type: ignore[attr-defined]
 
             def scale_prior(change: Tensor) -> Tensor:
-                return prior.weight_prior._law(u.index_add(0, at, change))[0].sum()  # type: ignore[attr-defined]
+                return law(network.layout, u.index_add(0, at, change))[0].sum()
 
         return HyperParameters(likelihood, psi, len(self.blocks), scale_prior, noise)
 

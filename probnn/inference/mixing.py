@@ -6,7 +6,14 @@ import torch
 from torch import Tensor
 
 from ..diagnostics.chains import rank_rhat
+from ..errors import ConvergenceWarning
 from ..process import ParametricProcess
+from .base import Session
+from .target import Target
+
+_CONVERGED, _UNMIXED = 1.05, 1.2  # the largest R-hat below which draws are good, above which they are bad
+TELLING = 20  # draws a chain from which R-hat is a reason to warn
+_UNSOUND = 0.01  # share of diverged trajectories above which draws are not converged
 
 _POINTS = 50  # training inputs, and points around them, at which functions are compared
 _MARGIN = 0.25  # of the width of the data, by which the box of those points is larger on every side
@@ -49,3 +56,19 @@ def worst_rhat(prior: ParametricProcess, X: Tensor, theta: Tensor, psi: Tensor, 
     # A NaN is a chain that is stuck, which is worse than any number.
     worst = max(found, key=lambda name: float("inf") if found[name] != found[name] else found[name])
     return worst, found[worst]
+
+
+def converged(
+    session: Session, target: Target, theta: Tensor, psi: Tensor, log_prob: Tensor, diverged: float
+) -> bool | None:
+    """Whether chains agree and few trajectories diverged; warns where chains clearly disagree."""
+    if theta.shape[1] < 4:
+        return None
+    what, worst = worst_rhat(target.prior, target.X, theta, psi, log_prob)
+    if not worst <= _UNMIXED and theta.shape[1] >= TELLING:
+        session.warn(
+            f"{session.method}.fit: chains disagree, most about {what} (R-hat {worst:.2f}); run longer, with "
+            "num_warmup and num_samples doubled, before trusting the posterior",
+            ConvergenceWarning,
+        )
+    return worst < _CONVERGED and diverged <= _UNSOUND

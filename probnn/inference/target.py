@@ -8,14 +8,17 @@ import torch
 from torch import Tensor
 
 from ..likelihoods import Likelihood
-from ..process import ParametricProcess
+from ..priors.random_scales import RandomScales
+from ..process import BayesianNetwork, ParametricProcess
 
 
 @dataclass(frozen=True, eq=False)
 class Target:
     r"""The joint log density of z = (theta, psi) given data,
 
-    .. math:: \log p(z) = \log p(\theta) + \log p(\psi) + \sum_i \log p(y_i \mid f_\theta(x_i), \psi).
+    .. math:: \log p(z) = \log p(\theta) + \log p(\psi) + \frac1T \sum_i \log p(y_i \mid f_\theta(x_i), \psi),
+
+    T = 1 unless the likelihood is tempered.
 
     Leading dimensions of z are chains. Data may lead too and broadcast against them: Y of
     ``R x 1 x n x m`` with coordinates ``R x C x size`` is R data sets with C chains each.
@@ -26,6 +29,7 @@ class Target:
         X: Inputs ``... x n x d``.
         Y: Outcomes ``... x n x m``.
         noise_variance: Known noise variances, like Y.
+        temperature: T. A batch of b rows out of n stands for all of them with T b / n.
 
     Example:
         >>> import torch, probnn
@@ -40,6 +44,7 @@ class Target:
     X: Tensor
     Y: Tensor
     noise_variance: Tensor | None = None
+    temperature: float = 1.0
 
     @property
     def num_theta(self) -> int:
@@ -81,7 +86,7 @@ class Target:
         theta, psi = self.split(z)
         f = self.prior._apply(theta, self.X)
         fit = self.likelihood.log_prob(self.Y, f, psi.unsqueeze(-2), self.noise_variance).sum(-1)
-        return self.prior._log_prob(theta) + self.likelihood.log_prior(psi) + fit
+        return self.prior._log_prob(theta) + self.likelihood.log_prior(psi) + fit / self.temperature
 
     def value_and_grad(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """:meth:`log_prob` and its gradient, outside of autograd.
@@ -91,12 +96,26 @@ class Target:
         theta, psi = self.split(z)
         f, pullback = self.prior._pullback(theta, self.X)
         fit, df, dpsi = self.likelihood.log_prob_and_grad(self.Y, f, psi.unsqueeze(-2), self.noise_variance)
+        if self.temperature != 1:
+            fit, df, dpsi = (part / self.temperature for part in (fit, df, dpsi))
         value, dtheta = self.prior._log_prob_and_grad(theta)
         dtheta = dtheta + pullback(df)
         if psi.shape[-1] == 0:
             return value + fit, dtheta
         of_psi, dprior = self._log_prior_and_grad(psi)
         return value + of_psi + fit, torch.cat([dtheta, dprior + dpsi.squeeze(-2)], -1)
+
+    def refresh(self, z: Tensor, generator: torch.Generator | None) -> Tensor | None:
+        """z with the scales of the prior drawn from their law given the weights; None where that law is unknown.
+
+        The function stays what it is, so this leaves every posterior invariant, tempered ones too; see
+        :meth:`probnn.priors.InverseGammaWeights.gibbs`.
+        """
+        weights, theta = random_scales(self.prior), z[..., : self.num_theta]
+        if weights is None:
+            return None
+        layout = self.prior.network.layout  # type: ignore[attr-defined]
+        return torch.cat([weights.gibbs(layout, theta, generator), z[..., self.num_theta :]], -1)
 
     def _log_prior_and_grad(self, psi: Tensor) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
@@ -109,3 +128,10 @@ class Target:
         theta = self.restrict(self.prior._sample_parameters(torch.Size(shape), generator))
         psi = self.likelihood.prior_median(dtype=theta.dtype, device=theta.device)
         return torch.cat([theta, psi.expand(*shape, -1)], -1)
+
+
+def random_scales(prior: ParametricProcess) -> RandomScales | None:
+    """The prior of a network's weights, where the law of its scales given the weights is known."""
+    weights = prior.weight_prior if isinstance(prior, BayesianNetwork) else None
+    known = isinstance(weights, RandomScales) and weights.has_gibbs
+    return weights if known else None

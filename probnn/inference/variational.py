@@ -17,6 +17,7 @@ from ..likelihoods import Gaussian, Likelihood
 from ..networks import MLP
 from ..networks.mlp import ACTIVATIONS
 from ..priors import HierarchicalWeights, WeightPrior
+from ..priors.random_scales import RandomScales
 from ..process import BayesianNetwork, ParametricProcess
 from ..progress import Progress
 from .base import InferenceMethod, Session
@@ -43,8 +44,8 @@ class MeanFieldVI(InferenceMethod):
     In a multilayer perceptron pre-activations are sampled instead of weights: given its input h a
     layer has :math:`a \sim N(Mh + b, V h^2 + v)` with the means and variances of its weights, drawn for every row
     anew, which takes most of the noise out of the gradient (local reparameterisation; Kingma,
-    Salimans and Welling 2015, arXiv 1506.02557); under HierarchicalWeights the same holds given a
-    draw of the scales. With a Gaussian likelihood the last layer is integrated in closed form. Other
+    Salimans and Welling 2015, arXiv 1506.02557); under random scales the same holds given a
+    draw of them. With a Gaussian likelihood the last layer is integrated in closed form. Other
     networks and processes use draws of theta itself. `info.trace["local"]` is 1 where pre-activations
     were sampled. The prior's term is in closed form where theta is Gaussian a priori, and from draws elsewhere.
 
@@ -227,7 +228,7 @@ class Bound:
         if not (isinstance(prior, BayesianNetwork) and type(prior.network) is MLP):
             return False
         law = prior.weight_prior
-        return type(law) is HierarchicalWeights or type(law).weights is WeightPrior.weights
+        return type(law).weights in (WeightPrior.weights, RandomScales.weights)
 
     @cached_property
     def law(self) -> tuple[Tensor, Spread] | None:

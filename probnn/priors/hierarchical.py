@@ -109,6 +109,11 @@ class HierarchicalWeights(ScaledWeights, RandomScales):
             return 2 * torch.as_tensor(shape).min().item()
         return 1.0 if self.scale_prior == "half_cauchy" else math.inf
 
+    @property
+    def has_gibbs(self) -> bool:
+        """Whether the squared scales are inverse-gamma, so that :meth:`gibbs` is there."""
+        return self.scale_prior == "inverse_gamma"
+
     def _scale_law(self, network: Layout, u: Tensor) -> tuple[Tensor, Tensor]:
         return self._law(u)
 

@@ -85,6 +85,11 @@ class InverseGammaWeights(RandomScales):
         """The order below which all moments of the weights are finite: twice the smallest a."""
         return 2 * min(torch.as_tensor(value).min().item() for value in (self.shape, self.bias_shape))
 
+    @property
+    def has_gibbs(self) -> bool:
+        """Always: variances are inverse-gamma."""
+        return True
+
     def block_scales(self, network: Layout, like: Tensor) -> Tensor:
         r""":math:`\sqrt{b / a}` of every block, fan-in included: sigma at u = 0, the mode of its logarithm."""
         a, b = self._per_block(network, like)

@@ -43,6 +43,11 @@ class RandomScales(WeightPrior):
         """Shape and rate of the Gamma law of exp(-2u), one a block; None where it has another law."""
         return None
 
+    @property
+    def has_gibbs(self) -> bool:
+        """Whether the law of the scales given the weights is known: :meth:`gibbs`."""
+        return False
+
     def layout(self, network: Layout) -> Layout:
         """The network's blocks, holding z, and a last block ``log_scale`` with u of each of them."""
         return Layout((*network.blocks, Block("log_scale", (len(network.blocks),), role="scale")))

@@ -109,7 +109,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 def quick(method: Any) -> Any:
     """The method of inference, doing little."""
     few = {"num_chains": 4, "num_warmup": 10, "num_samples": 10, "max_leapfrog": 8, "start_steps": 20, "steps": 30}
-    few |= {"num_starts": 1, "polish_steps": 3, "rounds": 2}
+    few |= {"keep_every": 1, "num_starts": 1, "polish_steps": 3, "rounds": 2}
     return replace(method, **{name: value for name, value in few.items() if name in method.__dataclass_fields__})
 
 
@@ -127,7 +127,7 @@ def test_how_to_pages_run(page: Path, monkeypatch: pytest.MonkeyPatch, tmp_path:
         return replace(recipe, build=replace(recipe.build, method=quick(recipe.build.method)))
 
     found = probnn.get_surrogate
-    for name in ("HMC", "Laplace", "DeepEnsemble", "MeanFieldVI"):
+    for name in ("HMC", "SGHMC", "Laplace", "DeepEnsemble", "MeanFieldVI"):
         method = getattr(probnn, name)
         monkeypatch.setattr(probnn, name, lambda method=method, **settings: quick(method(**settings)))
     monkeypatch.setattr(probnn, "get_surrogate", surrogate)
