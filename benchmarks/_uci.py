@@ -46,12 +46,15 @@ class Settings:
     shrinkage: float = 0.001
     measured: int = 100
     gp_starts: int = 10
+    exact_rows: int = 5000
+    sghmc_warmup: int = 5000
+    sghmc_every: int = 400
     hidden: dict[str, tuple[int, ...]] | None = None
 
     @classmethod
     def tiny(cls) -> Settings:
         """Everything runs and nothing is good."""
-        return cls(2, 4, 4, 4, 5, 2, 8, 2, 2, 0.0, 8, 2, {"small": (4,)})
+        return cls(2, 4, 4, 4, 5, 2, 8, 2, 2, 0.0, 8, 2, 5000, 4, 2, {"small": (4,)})
 
     @property
     def nets(self) -> dict[str, tuple[int, ...]]:
@@ -197,9 +200,9 @@ def _hierarchical(split: Split, hidden: tuple[int, ...], seed: int, settings: Se
 def sampled(prior: probnn.BayesianNetwork, split: Split, seed: int, settings: Settings) -> tuple[Any, dict[str, float]]:
     """HMC with an inferred noise, and R-hat of the function at the test inputs and of the noise.
 
-    This is the place where data sets with more rows than an exact gradient can afford get another sampler.
+    Of more rows than gradients of all of them can be afforded: SGHMC, by minibatches.
     """
-    method = probnn.HMC(
+    method: probnn.InferenceMethod = probnn.HMC(
         num_chains=settings.num_chains,
         num_warmup=settings.num_warmup,
         num_samples=settings.num_samples,
@@ -207,6 +210,14 @@ def sampled(prior: probnn.BayesianNetwork, split: Split, seed: int, settings: Se
         start_steps=settings.start_steps,
         collapse_last_layer=True,
     )
+    if len(split.X) > settings.exact_rows:
+        method = probnn.SGHMC(
+            num_chains=settings.num_chains,
+            num_warmup=settings.sghmc_warmup,
+            num_samples=settings.num_samples,
+            keep_every=settings.sghmc_every,
+            batch_size=min(256, len(split.X) - 1),
+        )
     posterior: Any = method.fit(prior, likelihoods.Gaussian(), split.X, split.Y, seed=seed)
     f = posterior.predict(split.test_X).values.reshape(*posterior.theta.shape[:2], -1)
     return posterior, {

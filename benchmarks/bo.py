@@ -42,7 +42,7 @@ from ._common import Report
 
 PEERS = ("SingleTaskGP + LogEI", "random forest + EI", "random")
 EVALUATIONS = {"branin": 30, "hartmann6": 50, "ackley5": 50}
-SLOW = ("bnn-hmc", "vi", "laplace", "ensemble")
+SLOW = ("bnn-hmc", "bnn-functional", "bnn-sghmc", "vi", "laplace", "ensemble")
 
 
 # A peer proposes one of some candidates (features in the unit cube) from what was measured, more being better.

@@ -29,6 +29,7 @@ seconds of CPU on one core, and only ratios of one run mean much.
 | `moe` | mixtures of experts: seconds a fit, restarts, memory | EM and SQUAREM here, EM in numpy |
 | `matching` | what every objective of `match_prior` costs, and how near it comes | the paper's critic |
 | `uci` | regression on the standard splits: error, likelihood, CRPS and coverage | exact GP, deep ensemble |
+| `classification` | matched, fixed and tempered posteriors: likelihood and calibration | the true probabilities |
 | `studies` | what a replicate costs beside its own work; rows written a second | joblib alone, a file or a line each |
 | `imports` | what `import probnn` and `probnn --help` cost | `import torch` |
 """

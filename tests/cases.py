@@ -128,3 +128,9 @@ LIKELIHOODS: dict[str, Any] = {
     "mixture": moe.GaussianMixture(3),
     "mixture, fixed noise": moe.GaussianMixture(2, noise=0.3),
 }
+
+
+def mean_square(whitened: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean square of every coordinate over draws and chains, and its standard error from the (independent) chains."""
+    per_chain = whitened.square().mean(0)
+    return per_chain.mean(0), per_chain.std(0) / len(per_chain) ** 0.5

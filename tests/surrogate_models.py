@@ -18,7 +18,12 @@ S = 64  # draws
 
 # What makes each recipe small: fields of its method, and of its prior.
 SMALL: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "bnn-functional": (
+        {"num_chains": 16, "num_warmup": 40, "num_samples": 4},
+        {"base": probnn.priors.BNNPrior(hidden=(12, 12), activation="sin"), "num_steps": 20, "num_draws": 32},
+    ),
     "bnn-hmc": ({"num_chains": 16, "num_warmup": 40, "num_samples": 4}, {"hidden": (12, 12)}),
+    "bnn-sghmc": ({"num_warmup": 300, "num_samples": 8, "keep_every": 20, "start_steps": 100}, {"hidden": (12, 12)}),
     "ensemble": ({"size": S, "steps": 100}, {"hidden": (12, 12)}),
     "gp": ({}, {}),
     "laplace": ({"steps": 150, "num_starts": 2}, {"hidden": (8, 8)}),

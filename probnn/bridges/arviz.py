@@ -57,7 +57,9 @@ def to_arviz(
       such as ``noise``; with `include_parameters` also the blocks of theta under their names in the layout;
     - ``sample_stats``: energy, acceptance_rate, diverging, lp, n_steps and step_size, as far as the sampler kept them;
     - ``posterior_predictive``: new outcomes ``Y_test`` at X_test (point, outcome) and ``Y`` at X (row, outcome);
-    - ``log_likelihood``: ``Y`` (row), the log density of each row of Y, all its outcomes together;
+    - ``log_likelihood``: ``Y`` (row), the log density of each row of Y, all its outcomes together; not of a tempered
+      posterior, of which ArviZ's leave-one-out would be wrong (``likelihood_temperature`` is an attribute of every
+      group);
     - ``prior``: ``f`` and the likelihood's parameters, drawn from the prior (one chain);
     - ``observed_data``: ``Y`` (row, outcome), and ``constant_data``: ``X`` (row, input), ``X_test`` (point, input).
 
@@ -99,6 +101,7 @@ def to_arviz(
     generator = rnd.generator_from(rnd.check_seed(where, seed), device=posterior.device)
     chains = posterior.theta.shape[:2]
     groups: dict[str, Variables] = {name: {} for name in _GROUPS}
+    temperature = getattr(posterior.info, "temperature", 1.0)
     with torch.no_grad():
         if points is not None:
             f, psi = posterior._channels(points)
@@ -114,7 +117,8 @@ def to_arviz(
             fit = likelihood.log_prob(Y, f, psi, noise_variance).unflatten(0, chains)
             law = likelihood if noise_variance is None else Gaussian(noise=noise_variance.sqrt())
             drawn = law.sample(f, psi, generator=generator).unflatten(0, chains)
-            groups["log_likelihood"]["Y"] = ((*_SAMPLE, "row"), fit)
+            if temperature == 1:
+                groups["log_likelihood"]["Y"] = ((*_SAMPLE, "row"), fit)
             groups["posterior_predictive"]["Y"] = ((*_SAMPLE, "row", "outcome"), drawn)
             groups["observed_data"]["Y"] = (("row", "outcome"), Y)
             groups["constant_data"]["X"] = (("row", "input"), X)
@@ -128,7 +132,7 @@ def to_arviz(
             f"{where}: nothing to export; give X_test, the inputs at which function values are wanted, "
             "or include_parameters=True"
         )
-    return _container({name: variables for name, variables in groups.items() if variables})
+    return _container({name: variables for name, variables in groups.items() if variables}, temperature)
 
 
 def arviz_summary(data: Any, *, prob: float = 0.9, var_names: Sequence[str] | None = None) -> pandas.DataFrame:
@@ -290,12 +294,16 @@ def _sample_stats(posterior: EmpiricalProcess) -> Variables:
     return {_STATS[name]: (_SAMPLE, value.bool() if name == "divergent" else value) for name, value in stats.items()}
 
 
-def _container(groups: dict[str, Variables]) -> Any:
+def _container(groups: dict[str, Variables], temperature: float) -> Any:
     """Labelled groups as the installed ArviZ wants them."""
     import numpy
     import xarray
 
-    attributes = {"inference_library": "probnn", "inference_library_version": __version__}
+    attributes = {
+        "inference_library": "probnn",
+        "inference_library_version": __version__,
+        "likelihood_temperature": float(temperature),
+    }
     datasets = {}
     for group, variables in groups.items():
         arrays = {name: (dims, x.detach().cpu().numpy()) for name, (dims, x) in variables.items()}

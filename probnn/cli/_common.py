@@ -81,7 +81,8 @@ def add_surrogate(parser: argparse.ArgumentParser) -> None:
     """Which model, and its seed."""
     parser.add_argument(
         "--surrogate", default="bnn-hmc", metavar="NAME",
-        help='the model: gp (fast), bnn-hmc, ensemble, laplace, vi, moe, or "random" for none (default: %(default)s)',
+        help="the model: gp (fast), bnn-hmc, bnn-functional, bnn-sghmc, ensemble, laplace, vi, moe, "
+        'or "random" for none (default: %(default)s)',
     )  # fmt: skip
     parser.add_argument("--seed", type=seed, default=0, help="same seed and data, same answer (default: %(default)s)")
 

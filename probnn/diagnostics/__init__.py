@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .calibration import EcdfBands, SBCResult, UniformityTest, ecdf_bands, sbc, sbc_ranks, uniformity_test
+from .classification import Reliability, calibration_error, reliability
 from .distances import (
     energy_distance,
     marginal_wasserstein,
@@ -17,9 +18,11 @@ from .mcmc import bfmi, ess, mcse, nested_rhat, rhat, split_rhat, summary
 __all__ = [
     "EcdfBands",
     "FunctionStatistics",
+    "Reliability",
     "SBCResult",
     "UniformityTest",
     "bfmi",
+    "calibration_error",
     "ecdf_bands",
     "energy_distance",
     "ess",
@@ -27,6 +30,7 @@ __all__ = [
     "marginal_wasserstein",
     "mcse",
     "nested_rhat",
+    "reliability",
     "rhat",
     "sbc",
     "sbc_ranks",

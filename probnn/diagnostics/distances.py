@@ -46,8 +46,10 @@ def energy_distance(x: Tensor, y: Tensor) -> Tensor:
         4.0
     """
     _check("energy_distance", x, y)
-    x, y = _centred(x, y)
-    return 2 * _mean_distance(x, y) - _mean_distance(x, x, same=True) - _mean_distance(y, y, same=True)
+    unit = _unit(x, y)
+    x, y = _centred(x / unit, y / unit)
+    total = 2 * _mean_distance(x, y) - _mean_distance(x, x, same=True) - _mean_distance(y, y, same=True)
+    return total * unit
 
 
 def squared_mmd(x: Tensor, y: Tensor, *, lengthscale: float | Tensor | None = None) -> Tensor:
@@ -81,10 +83,13 @@ def squared_mmd(x: Tensor, y: Tensor, *, lengthscale: float | Tensor | None = No
         tensor(True)
     """
     _check("squared_mmd", x, y)
-    x, y = _centred(x, y)
+    unit = _unit(x, y)
+    x, y = _centred(x / unit, y / unit)
     if lengthscale is not None:
         validation.positive("squared_mmd", "lengthscale", lengthscale)
-    scale = _median_distance(y) if lengthscale is None else torch.as_tensor(lengthscale, dtype=x.dtype, device=x.device)
+        scale = torch.as_tensor(lengthscale, dtype=x.dtype, device=x.device) / unit
+    else:
+        scale = _median_distance(y)
     if not (scale > 0).all():
         raise DomainError("squared_mmd: more than half of the draws of y coincide; give lengthscale")
 
@@ -284,6 +289,13 @@ def _check(where: str, x: Tensor, y: Tensor) -> None:
         )
     if min(x.shape[-2], y.shape[-2]) < 2:
         raise ShapeError(f"{where}: needs at least two draws of each law, got {x.shape[-2]} and {y.shape[-2]}")
+
+
+def _unit(x: Tensor, y: Tensor) -> float:
+    """A power of two that draws are divided by, so that squares of far ones do not overflow; mostly 1."""
+    largest = max(float(x.detach().abs().max()), float(y.detach().abs().max()))
+    far = torch.finfo(x.dtype).max ** 0.25
+    return 1.0 if largest < far else 2.0 ** math.floor(math.log2(largest))
 
 
 def _centred(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

@@ -204,7 +204,8 @@ class InferenceMethod(ABC):
         """The answer to no data: draws of the prior with draws of psi."""
         theta = prior.sample_parameters((1, 256), generator=session.generator)
         psi = likelihood.sample_prior((1, 256), generator=session.generator, dtype=theta.dtype, device=theta.device)
-        return EmpiricalProcess(prior, theta, psi, likelihood, info=session.info())
+        info = session.info(temperature=getattr(self, "temperature", 1.0))
+        return EmpiricalProcess(prior, theta, psi, likelihood, info=info)
 
     def _check_parts(self, prior: Any, likelihood: Likelihood) -> None:
         """Raise `UnsupportedError` for a prior or a likelihood of a kind the method does not know."""

@@ -84,7 +84,7 @@ class CollapsedTarget(Target):
             object.__setattr__(self, name, value)
 
     def _check(self) -> tuple[MLP, NormalWeights | RandomScales]:
-        where = "HMC(collapse_last_layer=True)"
+        where = "the last layer integrated out (HMC's collapse_last_layer)"
         prior = self.prior
         if not isinstance(prior, BayesianNetwork) or type(prior.network) is not MLP:
             raise UnsupportedError(f"{where}: needs a probnn.BayesianNetwork over a probnn.MLP, got {prior!r}")
@@ -145,7 +145,8 @@ class CollapsedTarget(Target):
             rest, psi = self.split(z)
             phi, back = self._features(rest)
             variance = T * self._variance(psi)
-            fit, dphi, dvariance = _marginal(self.Y, phi, variance)
+            inferred = psi.shape[-1] > 0 and self.noise_variance is None
+            fit, dphi, dvariance = _marginal(self.Y, phi, variance, of_noise=inferred)
             if T != 1:
                 fit = fit + self._tempering(variance / T)
             value, drest = self._weights.log_prob_and_grad(self.layout, rest)
@@ -153,6 +154,8 @@ class CollapsedTarget(Target):
             if psi.shape[-1] == 0:
                 return value, drest
         of_prior, dpsi = self._log_prior_and_grad(psi)
+        if dvariance is None:  # the noise is known, and psi by its prior alone
+            return value + of_prior, torch.cat([drest, dpsi], -1)
         # Of the logarithm of the noise; tempering adds 1 - 1/T for every outcome.
         dnoise = (2 * variance * dvariance + (1 - 1 / T)).sum(-2)
         dnoise = dnoise.sum(-1, keepdim=True) if psi.shape[-1] == 1 else dnoise
@@ -254,7 +257,9 @@ class CollapsedTarget(Target):
         else:
             pre, of_hidden = self.hidden.pullback(weights, self.inputs)
             units = ACTIVATIONS[self.hidden.activation][0](pre)
-        phi = torch.cat([of_weight * units, of_bias.expand(*units.shape[:-1], 1)], -1)
+        phi = units.new_empty(*units.shape[:-1], units.shape[-1] + 1)
+        torch.mul(units, of_weight, out=phi[..., :-1])
+        phi[..., -1:] = of_bias
 
         def back(dphi: Tensor) -> Tensor:
             dweights = weights  # of a linear model: nothing
@@ -319,13 +324,19 @@ def _solve(y: Tensor, phi: Tensor, variance: Tensor) -> tuple[Tensor, Tensor, Te
         log_det = 2 * root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         square = (y * alpha).sum((-1, -2, -3))
     else:
-        scaled = phi / v
+        # A noise common to the rows is divided out of what is p x p: passes over n x p are what remains to save.
+        common = v.shape[-2] == 1
+        scaled = phi if common else phi / v
         B = phi.mT @ scaled
+        B = B / v if common else B
         B.diagonal(dim1=-2, dim2=-1).add_(1.0)
         root, info = torch.linalg.cholesky_ex(B)
         # By the inverse: one product of matrices takes half the time of n right-hand sides, and what rounding
         # does to B is as large as what it does to the inverse (measured against an SVD, down to a noise of .003).
-        beta, weighed = torch.cholesky_solve(scaled.mT @ y, root), scaled @ torch.cholesky_inverse(root)
+        inverse, right = torch.cholesky_inverse(root), scaled.mT @ y
+        if common:
+            inverse, right = inverse / v, right / v
+        beta, weighed = torch.cholesky_solve(right, root), scaled @ inverse
         residual = y - phi @ beta
         alpha = residual / v
         # y . alpha would be a small difference of large numbers where the noise is tiny; these are squares.
@@ -335,11 +346,19 @@ def _solve(y: Tensor, phi: Tensor, variance: Tensor) -> tuple[Tensor, Tensor, Te
     return alpha, weighed, torch.where(info > 0, torch.nan, log_det), square
 
 
-def _marginal(Y: Tensor, phi: Tensor, variance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _marginal(Y: Tensor, phi: Tensor, variance: Tensor, of_noise: bool = True) -> tuple[Tensor, Tensor, Tensor | None]:
     """``sum_j log N(y_j; 0, A_j)`` with its gradients in Phi, and in every row's noise variance ``... x n x m``."""
     (n, m), k = Y.shape[-2:], variance.shape[-1]
     alpha, weighed, log_det, square = _solve(Y.expand(*phi.shape[:-1], m), phi, variance)
     value = -0.5 * (square + (m // k) * log_det.sum(-1) + n * m * _LOG_2PI)
-    dphi = alpha @ (alpha.mT @ phi) - (m // k) * weighed.sum(-3)
+    weighed_sum = weighed.squeeze(-3) if k == 1 else weighed.sum(-3)
+    dphi = torch.baddbmm(
+        weighed_sum.reshape(-1, n, phi.shape[-1]),
+        alpha.reshape(-1, n, m),
+        (alpha.mT @ phi).reshape(-1, m, phi.shape[-1]),
+        beta=-(m // k),
+    ).reshape(phi.shape)
+    if not of_noise:
+        return value, dphi, None
     precision = (1 - (weighed * phi.unsqueeze(-3)).sum(-1)).mT / variance  # the diagonal of A^-1, ... x n x k
     return value, dphi, 0.5 * (alpha.square() - precision)

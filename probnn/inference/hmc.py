@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,14 +10,14 @@ from torch import Tensor
 
 from .. import random as rnd
 from .. import validation
-from ..errors import DivergenceWarning, DomainError, PrecisionWarning, ShapeError, user_level
+from ..errors import DivergenceWarning, DomainError
 from ..likelihoods import Likelihood
 from ..process import EmpiricalProcess, ParametricProcess
-from ..process.base import moved
-from .base import SINGLE, InferenceMethod, Session, single_or_double
+from .base import InferenceMethod, Session
 from .chains import Chains, Watch, unwatched
 from .collapsed import CollapsedTarget
 from .mixing import TELLING, converged
+from .replicated import replicated
 from .target import Target
 
 # Shares of diverged trajectories after which to warn, and that of fewer draws than tell.
@@ -42,7 +41,8 @@ class HMC(InferenceMethod):
     `info.trace` holds, per chain and draw (C x S), ``"energy"``, ``"log_prob"``, ``"acceptance"``
     and ``"divergent"``, per draw ``"num_leapfrog"``, and per transition of the warm-up
     ``"warmup_acceptance"``, ``"warmup_step_size"``, ``"warmup_trajectory"`` and
-    ``"warmup_num_leapfrog"``.
+    ``"warmup_num_leapfrog"``. Energies are those of the transitions, before scales are drawn anew; log densities
+    those of the draws.
 
     `info.converged` says whether the largest rank-normalised split R-hat is below 1.05 and at most one
     trajectory in a hundred diverged. R-hat is taken of the function at (up to 50) training inputs and at 50
@@ -64,8 +64,8 @@ class HMC(InferenceMethod):
         start_steps: Steps of the start's optimisation.
         chain_chunk: Chains whose activations are in memory at once; None: all.
         collapse_last_layer: Integrate the last layer out and draw it exactly afterwards, for a
-            :class:`probnn.MLP` with normal (or hierarchical) weights and a Gaussian likelihood; the draws follow
-            the same posterior. Chains mix faster, and best so where the noise is small or inferred.
+            :class:`probnn.MLP` with normal weights, of fixed or random scales, and a Gaussian likelihood; the draws
+            follow the same posterior. Chains mix faster, and best so where the noise is small or inferred.
         gibbs_scales: Between transitions, draw scales of the prior whose squares are inverse-gamma from their law
             given the weights (those of an integrated last layer excepted); other priors have none to draw.
         temperature: T of the tempered posterior, proportional to :math:`p(\theta, \psi)\,p(Y \mid \theta, \psi)^{1/T}`:
@@ -217,30 +217,8 @@ class HMC(InferenceMethod):
         """
         where = "HMC.fit_batch"
         generator = rnd.generator_from(rnd.check_seed(where, seed), device=getattr(X, "device", None))
-        if not isinstance(prior, ParametricProcess) or not isinstance(likelihood, Likelihood):
-            raise DomainError(
-                f"{where}: needs a parametric prior and a probnn likelihood, "
-                f"got a {type(prior).__name__} and a {type(likelihood).__name__}"
-            )
-        single_or_double(where, X)
-        validation.inputs(where, X, prior.input_dim)
-        validation.outcomes(where, "Y", Y, X, likelihood.outcomes(prior.output_dim))
-        for name, data in (("X", X), ("Y", Y)):
-            if not (data.ndim == 4 and data.shape[1] == 1) and not (name == "X" and data.ndim == 2):
-                raise ShapeError(
-                    f"{where}: {name} must have shape (R, 1, {data.shape[-2]}, {data.shape[-1]}) for R data sets, "
-                    f"got {tuple(data.shape)}; the second dimension is the chains'"
-                )
-        if Y.shape[0] == 0:
-            raise ShapeError(f"{where}: Y must hold one data set or more, got {tuple(Y.shape)}")
-        if X.dtype == torch.float32:
-            warnings.warn(f"{where}: {SINGLE}", PrecisionWarning, stacklevel=user_level())
-        likelihood.check_outcomes(where, Y)
-        if noise_variance is not None:
-            validation.variances(where, noise_variance, X, Y.shape[-1])
-            likelihood = likelihood.given_noise(noise_variance)
-        prior = prior.to(dtype=X.dtype, device=X.device)
-        target = self._target(prior, moved(likelihood, X.device, X.dtype), X, Y, noise_variance)
+        prior, likelihood = replicated(where, prior, likelihood, X, Y, noise_variance, self.prefers_double)
+        target = self._target(prior, likelihood, X, Y, noise_variance)
         chains = Chains(self, target, generator)
         state, tuning = chains.cold(Y.shape[:1])
         state, tuning, _ = chains.adapt(state, tuning, self.num_warmup, unwatched)

@@ -180,19 +180,26 @@ def draws_leave_one_out(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Predictive mean, position of the outcome, and Pareto's k of each row, from draws that have seen all rows.
 
+    Without its row a draw weighs the inverse of that row's likelihood, to the power 1/T where it was tempered.
+
     Args:
-        process: Draws of the posterior, chain by chain.
+        process: Draws of equal weight of the posterior, chain by chain.
         X, Y: The data it was fitted to, ``n x d`` and ``n x 1``.
         noise_variance: Known noise variances ``n x 1``.
 
     Returns:
         Three tensors of length n; where k is above 0.7 the first two cannot be trusted.
+
+    Raises:
+        UnsupportedError: The draws are weighted, or of no posterior.
     """
+    if process.log_weights is not None:
+        raise UnsupportedError("draws_leave_one_out: the draws are weighted; resample them first, process.thin(...)")
     with torch.no_grad():
         try:
             mean, variance = held_out_moments(process, X, Y, noise_variance)
             log_density = -0.5 * ((Y - mean).square() / variance + variance.log()).squeeze(-1)
-        except UnsupportedError:  # not a network with a Gaussian last layer: the weights of whole draws
+        except UnsupportedError:  # no Gaussian last layer to integrate out, or tempered: the weights of whole draws
             f, psi = process._channels(X)
             if process.likelihood is None:
                 raise
@@ -200,6 +207,7 @@ def draws_leave_one_out(
             if noise_variance is not None:
                 variance = noise_variance.expand_as(mean)
             log_density = process.likelihood.log_prob(Y, f, psi, noise_variance)
+            log_density = log_density / getattr(process.info, "temperature", 1.0)
         S = len(log_density)
         weights, k = psis(-log_density.mT, relative_efficiency=_efficiency(log_density, process.theta.shape[0], S))
         weights = weights.exp()

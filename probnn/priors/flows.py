@@ -149,7 +149,8 @@ class FlowWeights(WhitenedWeights):
         """Closed form: the transposed Jacobians of the maps, the last one first."""
         with torch.no_grad():
             maps, scales = self._maps(network, theta), self.scales(network, theta)
-            moved, slopes = self._push(network, theta, maps)
+            moved, pushed = self._push(network, theta, maps)
+            slopes = [[1 - torch.tanh(x).square() for x in of_layer] for of_layer in pushed]
 
         def back(cotangent: Tensor) -> Tensor:
             cotangent, parts = cotangent * scales, []
@@ -177,26 +178,29 @@ class FlowWeights(WhitenedWeights):
         """
         maps = self._maps(network, theta)
         total = self.scales(network, theta).log().sum().expand(theta.shape[:-1])
-        for (_, flows), slopes in zip(maps, self._push(network, theta, maps)[1], strict=True):
-            for (_, _, _, gain), slope in zip(flows, slopes, strict=True):
-                total = total + (1 - slope + slope * gain).log()
+        for (_, flows), arguments in zip(maps, self._push(network, theta, maps)[1], strict=True):
+            for (_, _, _, log_gain), x in zip(flows, arguments, strict=True):
+                # Both terms by their logarithms: either may be so small that the other, or 1, swallows it.
+                t, size = torch.tanh(x), x.abs()
+                log_square = torch.where(t == 0, -math.inf, 2 * torch.where(t == 0, 1.0, t).abs().log())
+                log_slope = 2 * (math.log(2) - size - torch.log1p(torch.exp(-2 * size)))
+                total = total + torch.logaddexp(log_square, log_slope + log_gain)
         return total
 
     def _push(self, network: Layout, z: Tensor, maps: Any = None) -> tuple[Tensor, list[list[Tensor]]]:
-        """z after all maps, and of every layer the slopes 1 - t^2 of its maps, ``...`` each."""
-        parts, slopes = [], []
+        """z after all maps, and of every layer what its maps take the tanh of, ``...`` each."""
+        parts, arguments = [], []
         for s, flows in self._maps(network, z) if maps is None else maps:
             part, of_layer = z[..., s], []
             for omega, shift, offset, _ in flows:
-                t = torch.tanh(part @ omega + offset)
-                part = part + t.unsqueeze(-1) * shift
-                of_layer.append(1 - t.square())
+                of_layer.append(part @ omega + offset)
+                part = part + torch.tanh(of_layer[-1]).unsqueeze(-1) * shift
             parts.append(part)
-            slopes.append(of_layer)
-        return torch.cat(parts, -1), slopes
+            arguments.append(of_layer)
+        return torch.cat(parts, -1), arguments
 
     def _maps(self, network: Layout, like: Tensor) -> list[tuple[slice, list[tuple[Tensor, Tensor, Tensor, Tensor]]]]:
-        """Of every layer its slice, and of its maps omega, u-hat, b and 1 + omega . u-hat."""
+        """Of every layer its slice, and of its maps omega, u-hat, b and log(1 + omega . u-hat)."""
         directions, shifts, offsets = self._tables(network, like)
         layers = []
         for i, s in enumerate(layer_slices(network)):
@@ -206,7 +210,9 @@ class FlowWeights(WhitenedWeights):
                 raise DomainError(f"priors.{type(self).__name__}: a direction of layer {i} is zero; a map needs one")
             gain = torch.nn.functional.softplus(product)
             u = u + ((gain - 1 - product) / square).unsqueeze(-1) * omega
-            layers.append((s, list(zip(omega, u, offsets[:, i], gain, strict=True))))
+            # Far below zero log(softplus) is its argument, and softplus itself may be zero.
+            log_gain = torch.where(product < -40, product, torch.nn.functional.softplus(product.clamp_min(-40)).log())
+            layers.append((s, list(zip(omega, u, offsets[:, i], log_gain, strict=True))))
         return layers
 
     def _tables(self, network: Layout, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -114,6 +114,23 @@ class HierarchicalWeights(ScaledWeights, RandomScales):
         """Whether the squared scales are inverse-gamma, so that :meth:`gibbs` is there."""
         return self.scale_prior == "inverse_gamma"
 
+    def mean_squares(self, network: Layout, like: Tensor) -> Tensor:
+        """E sigma^2 of every block, fan-in included, differentiable in the hyper-parameters; infinite where it is."""
+        if self.scale_prior == "inverse_gamma":
+            return super().mean_squares(network, like)
+        squares = self.block_scales(network, like).square()
+        if self.scale_prior == "half_cauchy":
+            return torch.full_like(squares, math.inf)
+        return squares * torch.exp(2 * self._hyper("spread", like, len(network.blocks)).square())
+
+    def scale_quantiles(self, network: Layout, p: Tensor) -> Tensor:
+        """u of every block where its distribution function is p, ``... x blocks``; likewise differentiable."""
+        if self.scale_prior == "inverse_gamma":
+            return super().scale_quantiles(network, p)
+        if self.scale_prior == "half_cauchy":
+            return torch.log(torch.tan(math.pi / 2 * p))
+        return self._hyper("spread", p, len(network.blocks)) * torch.special.ndtri(p)
+
     def _scale_law(self, network: Layout, u: Tensor) -> tuple[Tensor, Tensor]:
         return self._law(u)
 

@@ -17,16 +17,14 @@ from ..errors import DomainError, ShapeError, UnsupportedError
 from ..process import BayesianNetwork, StochasticProcess
 from ..progress import Progress
 from .critic import Wasserstein, wasserstein
-from .matching_stages import best, nngp, sampled
+from .matching_stages import ORDERS, best, nngp, sampled
 from .measurement import MeasurementSet, Points
 from .tuning import Coordinates, Problem, Stage, probe_target
 from .weights import WeightPrior
-from .wide import check_normal
+from .wide import check_normal, function_order
 
 OBJECTIVES = ("auto", "energy", "mmd", "sliced", "nngp", "wasserstein")
 NUM_EVALUATIONS = 2000  # fresh draws of each process for the report
-# Order of the moment that functions must have for the objective to be finite.
-_ORDER = {"nngp": 2.0, "mmd": 0.0}
 _STEPS = {"auto": 120, "nngp": 150, "wasserstein": 200}
 _WARM_STEPS = _STEPS["nngp"]
 
@@ -116,8 +114,9 @@ def match_prior(
     - ``"mmd"``: :func:`probnn.diagnostics.squared_mmd`, likewise; needs no moment.
     - ``"sliced"``: :func:`probnn.diagnostics.sliced_wasserstein` along 64 new directions a step, at all points.
     - ``"nngp"``: :func:`probnn.diagnostics.squared_bures` between the target's second moments and those of the wide
-      network (:func:`wide_covariance`) at up to 32 of the points, 150 steps. No draws of weights, so by far
-      the fastest, but blind to all that is not Gaussian; needs finite variances.
+      network (:func:`wide_covariance`) at up to 32 of the points, 150 steps. No draws of weights (random scales
+      of hidden layers are taken at 64 fixed points), so by far the fastest, but blind to all that is not Gaussian;
+      needs finite variances.
     - ``"wasserstein"`` or a :class:`Wasserstein`: the paper's critic, 200 steps of 128 draws. Costs minutes.
 
     Args:
@@ -164,14 +163,15 @@ def match_prior(
     default = 128 if name == "wasserstein" else 256
     num_draws = validation.positive_int(where, "num_draws", default if num_draws is None else num_draws, 2)
     generator = rnd.generator_from(rnd.check_seed(where, seed))
-    order = _ORDER.get(name, 1.0)
+    order = ORDERS.get(name, 1.0)
     if name == "nngp":
         check_normal(where, prior)
-    if not prior.weight_prior.moment_order > order:
+    finite = function_order(prior)
+    if not finite > order:
         raise DomainError(
-            f"{where}: objective {name!r} needs functions with moments of order {order:g}, but those of the weights "
-            f"under {type(prior.weight_prior).__name__} exist below order {prior.weight_prior.moment_order:g} only; "
-            "take objective='mmd', or other hyper-parameters"
+            f"{where}: objective {name!r} needs functions with moments of order {order:g}, but under "
+            f"{type(prior.weight_prior).__name__} they exist below order {finite:g} only; take objective='mmd', or "
+            "other hyper-parameters"
         )
     validation.positive(where, "shrinkage", shrinkage, allow_zero=True)
     problem = Problem(prior, target, measurement, generator, num_draws, prior.weight_prior, float(shrinkage))
@@ -274,7 +274,7 @@ def _report(problem: Problem, processes: list[BayesianNetwork]) -> tuple[Tensor,
         rows = []
         for process in processes:
             f = problem.functions(process.weight_prior, points, NUM_EVALUATIONS, rnd.generator_from(seeds[3]))
-            rows.append(_distances(f.flatten(1), wanted, process.weight_prior.moment_order))
+            rows.append(_distances(f.flatten(1), wanted, function_order(process)))
         rows.append(_distances(again, wanted, float("inf")))
     return points, rows
 

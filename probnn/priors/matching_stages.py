@@ -16,10 +16,12 @@ from .wide import moments
 
 SUBSET = 8  # points of one step: as good as all of them, at a fraction of the cost
 MOMENT_POINTS = 32
-NUM_SCALES = 32  # draws of random scales in the closed form
+NUM_SCALES = 64  # points for random scales of hidden layers in the closed form
 TARGET_DRAWS = 4000  # for the moments of a target that has none in closed form
 HELD_OUT = 1000
 PROJECTIONS = 64
+# Order of the moment that functions must have for the objective to be finite, where it is not 1.
+ORDERS = {"nngp": 2.0, "mmd": 0.0}
 Advance = Callable[[float], None]
 
 
@@ -30,7 +32,7 @@ def nngp(problem: Problem, steps: int, advance: Advance) -> Stage:
     network = problem.process.network
     seed = int(rnd.integers(2**31, (), generator=problem.generator))
     # Sums over all points and channels of squares: about that many times the energy distance at a few points.
-    coordinates = problem.coordinates(2.0, 10.0 * len(X))
+    coordinates = problem.coordinates(ORDERS["nngp"], 10.0 * len(X))
 
     def loss(prior: WeightPrior) -> Tensor:
         return squared_bures(moments(network, prior, X, NUM_SCALES, seed), wanted).sum()  # type: ignore[arg-type]
@@ -52,8 +54,7 @@ def _target_moments(problem: Problem, X: Tensor) -> Tensor:
 
 def sampled(problem: Problem, distance: str, steps: int, lr: float, advance: Advance) -> Stage:
     """Minimise a distance of draws; what is found are the last step and the mean of the last third of them."""
-    order = 0.0 if distance == "mmd" else 1.0
-    coordinates = problem.coordinates(order)
+    coordinates = problem.coordinates(ORDERS.get(distance, 1.0))
 
     def loss(prior: WeightPrior) -> Tensor:
         X = problem.points() if distance == "sliced" else problem.some_points(SUBSET)
@@ -76,6 +77,7 @@ def discrepancy(distance: str, x: Tensor, y: Tensor, generator: torch.Generator)
 def best(problem: Problem, distance: str, priors: list[WeightPrior]) -> WeightPrior:
     """The prior that is closest to the target on draws no step has seen, the same ones for all."""
     seed = int(rnd.integers(2**31, (), generator=problem.generator))
+    order = ORDERS.get(distance, 1.0)  # of the coordinates that shrinkage is measured in
     with torch.no_grad():
         X = problem.points(rnd.generator_from(seed))
         y = problem.wanted(X, HELD_OUT, rnd.generator_from(seed + 1))
@@ -83,6 +85,6 @@ def best(problem: Problem, distance: str, priors: list[WeightPrior]) -> WeightPr
         for prior in priors:
             x = problem.functions(prior, X, HELD_OUT, rnd.generator_from(seed + 2))
             value = discrepancy(distance, x, y, rnd.generator_from(seed + 3))
-            coordinates = problem.with_prior(prior).coordinates(0.0)
+            coordinates = problem.with_prior(prior).coordinates(order)
             scores.append((value + coordinates.penalty(coordinates.start)).item())
     return priors[scores.index(min(scores))]

@@ -169,7 +169,7 @@ class TrainingInputs(MeasurementSet):
     def points(self, like: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """A new draw of the points, ``M x d``: training inputs first."""
         count = min(len(self.X), round(self.fraction * self.size))
-        order = rnd.uniform((len(self.X),), generator=generator).argsort()[:count]
+        order = rnd.uniform((len(self.X),), generator=generator, dtype=torch.double).argsort()[:count]
         low, high = self.bounds.to(like)  # type: ignore[union-attr]
         box = low + (high - low) * rnd.uniform((self.size - count, self.input_dim), generator=generator, like=like)
         return torch.cat([self.X[order.to(self.X.device)].to(like), box])

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -47,6 +49,30 @@ class RandomScales(WeightPrior):
     def has_gibbs(self) -> bool:
         """Whether the law of the scales given the weights is known: :meth:`gibbs`."""
         return False
+
+    def mean_squares(self, network: Layout, like: Tensor) -> Tensor:
+        """E sigma^2 of every block, fan-in included, differentiable in the hyper-parameters; infinite where it is."""
+        law = self._gamma(network, like)
+        if law is None:
+            raise UnsupportedError(f"priors.{type(self).__name__}.mean_squares: not known; write the method")
+        a, b = (value.expand(len(network.blocks)) for value in law)
+        mean = self.block_scales(network, like).square() * b / torch.where(a > 1, a - 1, 1.0)
+        return torch.where(a > 1, mean, math.inf)
+
+    def scale_quantiles(self, network: Layout, p: Tensor) -> Tensor:
+        """u of every block where its distribution function is p, ``... x blocks``; likewise differentiable."""
+        law = self._gamma(network, p)
+        if law is None:
+            raise UnsupportedError(f"priors.{type(self).__name__}.scale_quantiles: not known; write the method")
+        # exp(-2u) falls with u.
+        return 0.5 * (law[1].log() - log_gamma_quantile(law[0].expand(p.shape), 1 - p))
+
+    def moment_orders(self, network: Layout) -> Tensor:
+        """:attr:`moment_order`, of every block by itself."""
+        like = torch.empty(0, dtype=torch.double)
+        law = self._gamma(network, like)
+        order = like.new_tensor(self.moment_order) if law is None else 2 * law[0].detach()
+        return order.expand(len(network.blocks))
 
     def layout(self, network: Layout) -> Layout:
         """The network's blocks, holding z, and a last block ``log_scale`` with u of each of them."""
@@ -103,15 +129,15 @@ class RandomScales(WeightPrior):
     def gibbs(self, network: Layout, theta: Tensor, generator: torch.Generator | None = None) -> Tensor:
         r"""Draw the scales anew from their law given the weights, which stay what they are.
 
-        Where :math:`\sigma_k^2 \sim \text{InvGamma}(a, b)` before fan-in scaling, the weights of a block know its
-        precision as
+        With :math:`s_k` the given scale of block k (fan-in included) and :math:`e^{2 u_k} \sim \text{InvGamma}(a, b)`,
+        so that its standard deviation is :math:`s_k e^{u_k}`, the weights of a block know its precision as
 
-        .. math:: \sigma_k^{-2} \mid w \sim \text{Gamma}\Big(a + \tfrac{n_k}2,\;
-                  b + \tfrac{n_{in}}2 \sum_{i=1}^{n_k} w_{ki}^2\Big)
+        .. math:: e^{-2 u_k} \mid w \sim \text{Gamma}\Big(a + \tfrac{n_k}2,\;
+                  b + \tfrac1{2 s_k^2} \sum_{i=1}^{n_k} w_{ki}^2\Big).
 
-        (:math:`n_{in}` only where the scale is divided by it). In the coordinates theta both change: u becomes the
-        new log scale, and z is divided by what the scale was multiplied with. Functions, and so the likelihood, do
-        not, so the step leaves every posterior under this prior invariant.
+        (:class:`InverseGammaWeights` has b = a here, and :math:`s_k^2` is its b / a, over the fan-in.) In the
+        coordinates theta both change: u becomes the new log scale, and z is divided by what the scale was multiplied
+        with. Functions, and so the likelihood, do not, so the step leaves every posterior under this prior invariant.
 
         Args:
             network: The layout of the network's weights.
@@ -163,3 +189,35 @@ def log_gamma(a: Tensor, shape: tuple[int, ...], generator: torch.Generator | No
     concentration = a.to(at).expand(shape)
     with rnd.forked(generator):
         return dist.Gamma(concentration, torch.ones_like(concentration)).rsample().log().to(a.device)
+
+
+def log_gamma_quantile(a: Tensor, p: Tensor) -> Tensor:
+    """The log of the quantiles of Gamma(a, 1) at p in (0, 1), of the same shape; differentiable in a."""
+    return _LogGammaQuantile.apply(a, p)
+
+
+class _LogGammaQuantile(torch.autograd.Function):
+    """By scipy's inverse of the incomplete gamma function; the derivative is a central difference of it."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, p: Tensor) -> Tensor:
+        ctx.save_for_backward(a, p)
+        return _log_gamma_quantile(a, p)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        a, p = ctx.saved_tensors
+        # The inverse has 13 digits or more: such a step leaves eight of the derivative, in double precision.
+        step = 1e-4 * a
+        return grad * (_log_gamma_quantile(a + step, p) - _log_gamma_quantile(a - step, p)) / (2 * step), None
+
+
+def _log_gamma_quantile(a: Tensor, p: Tensor) -> Tensor:
+    from scipy.special import gammaincinv, gammaln
+
+    shape, level = a.detach().cpu().double().numpy(), p.detach().cpu().double().numpy()
+    found = torch.from_numpy(gammaincinv(shape, level))
+    # Near zero the distribution function is x^a / Gamma(a + 1) (1 + O(x)); there x itself may be too small for a float.
+    low = torch.from_numpy((gammaln(shape + 1) + np.log(level)) / shape)
+    return torch.where(low < -46, low, found.log()).to(a)

@@ -15,7 +15,30 @@ from ..errors import ConvergenceError, DomainError, NonFiniteError, UnsupportedE
 from ..networks import Network
 from ..process import BayesianNetwork, StochasticProcess
 from .measurement import MeasurementSet
+from .random_scales import RandomScales
 from .weights import WeightPrior
+from .wide import LAST, bounded
+
+Bound = Tensor | float | None  # of a hyper-parameter from below
+
+
+def _hyperparameters(process: BayesianNetwork, prior: WeightPrior, order: float) -> dict[str, tuple[Tensor, Bound]]:
+    """Of the prior, with bounds that keep moments of the functions of this order finite.
+
+    Where the moments of the functions hang on the last layer alone (:func:`function_order`), so do these bounds.
+    """
+    layout = process.network.layout
+    found: dict[str, tuple[Tensor, Bound]] = {**prior.hyperparameters(layout, order)}
+    if not (isinstance(prior, RandomScales) and bounded(process.network)):
+        return found
+    blocks = len(layout.blocks)
+    for name, (value, free) in prior.hyperparameters(layout, 0.0).items():
+        bound = found[name][1]
+        if isinstance(bound, float) and free is not None and bound != free:  # one value a block, or one a layer
+            limits = torch.full_like(value, free)
+            limits[-LAST if len(value) == blocks else -1 :] = bound
+            found[name] = value, limits.to(process.device)
+    return found
 
 
 class Coordinates:
@@ -33,20 +56,20 @@ class Coordinates:
     ):
         self.prior: Any = process.weight_prior
         self.shrinkage = shrinkage
-        found = self.prior.hyperparameters(process.network.layout, order)
+        found = _hyperparameters(process, self.prior, order)
         if not found:
             raise UnsupportedError(
                 f"match_prior: {type(self.prior).__name__} names no hyper-parameters to tune; write its method "
                 "hyperparameters, or take NormalWeights"
             )
-        self.bounds = {name: bound for name, (_, bound) in found.items()}
+        self.bounds: dict[str, Bound] = {name: bound for name, (_, bound) in found.items()}
         self.start = [self._free(process, value, bound) for value, bound in found.values()]
         of_anchor = self.prior if anchor is None else anchor
-        others = of_anchor.hyperparameters(process.network.layout, order).values()
+        others = _hyperparameters(process, of_anchor, order).values()
         self.anchor = [self._free(process, value, bound) for value, bound in others]
 
     @staticmethod
-    def _free(process: BayesianNetwork, value: Tensor, bound: float | None) -> Tensor:
+    def _free(process: BayesianNetwork, value: Tensor, bound: Bound) -> Tensor:
         value = value.detach().to(device=process.device, dtype=torch.double)
         return value.clone() if bound is None else (value - bound).log()
 
@@ -101,7 +124,7 @@ class Problem:
         X = self.points()
         if len(X) <= count:
             return X
-        order = rnd.uniform((len(X),), generator=self.generator).argsort()[:count]
+        order = rnd.uniform((len(X),), generator=self.generator, dtype=torch.double).argsort()[:count]
         return X[order.to(X.device)]
 
     def functions(
@@ -212,9 +235,10 @@ def probe_target(where: str, problem: Problem) -> None:
     try:
         problem.wanted(problem.points(rnd.generator_from(0)), 2, rnd.generator_from(0))
     except DomainError as error:
+        told = str(error).replace(", and give noise_variance where rows repeat", "")  # which is for data, not draws
         kernels = getattr(problem.target, "kernels", ())
         named = ", ".join(_described(kernel) for kernel in kernels) or type(problem.target).__name__
-        raise DomainError(f"{where}: target cannot be drawn at the measurement points: {named}: {error}") from error
+        raise DomainError(f"{where}: target cannot be drawn at the measurement points: {named}: {told}") from error
 
 
 def _described(kernel: Any) -> str:

@@ -8,10 +8,14 @@ from torch import Tensor
 from .. import random as rnd
 from .. import validation
 from ..errors import DomainError, UnsupportedError
-from ..networks import MLP, Layout
+from ..networks import MLP, Layout, Network
 from ..process import BayesianNetwork
 from .duals import dual_gram
+from .random_scales import RandomScales
 from .weights import NormalWeights, ScaledWeights, WeightPrior
+
+_BOUNDED = ("tanh", "erf", "sin")  # activations
+LAST = 2  # blocks of the last layer: its weights and biases
 
 
 def wide_covariance(process: BayesianNetwork, X: Tensor, *, num_scales: int = 128, seed: int = 0) -> Tensor:
@@ -26,14 +30,15 @@ def wide_covariance(process: BayesianNetwork, X: Tensor, *, num_scales: int = 12
     with the dual activation F of :func:`dual_activation` (Neal 1996; Lee et al. 2018, arXiv 1711.00165). With no or one
     hidden layer the network has exactly these moments at any width; with more, up to terms of order 1 / width.
     Under scales of one value a weight every unit has a covariance of its own. Under random scales
-    (:class:`HierarchicalWeights`, or any prior with a method ``sigma``) the moments given the scales are averaged
-    over draws of them.
+    (:class:`HierarchicalWeights`, :class:`InverseGammaWeights`) the last layer's count by their mean squares, in closed
+    form, and over those of the hidden layers the moments are averaged at scrambled Sobol points (Owen 1998), through
+    the inverse of their distribution function; of any other prior with a method ``sigma`` over draws of all scales.
 
     Args:
         process: A :class:`probnn.BayesianNetwork` of an :class:`probnn.MLP` with normal weights.
         X: Inputs ``n x d``.
-        num_scales: Draws of random scales.
-        seed: Seed of these draws: the same seed makes a smooth function of the hyper-parameters.
+        num_scales: Points at which random scales of hidden layers are taken; powers of two are best.
+        seed: Seed of these points: the same seed makes a smooth function of the hyper-parameters.
 
     Returns:
         The moments of each channel, ``c x n x n``, in float64; differentiable in X and in the hyper-parameters of the
@@ -72,11 +77,28 @@ def check_normal(where: str, process: BayesianNetwork) -> None:
             f"{where}: moments are known in closed form for normal weights with fixed or random scales, got "
             f"{type(prior).__name__}"
         )
-    if prior.moment_order <= 2:
+    if function_order(process) <= 2:
+        which = "the last layer's" if bounded(process.network) else "a"
         raise DomainError(
             f"{where}: {type(prior).__name__} has scales of infinite variance, so the functions have no second "
-            "moments; a shape of inverse-gamma scales must be above 1, and half-Cauchy scales have none"
+            f"moments; {which} shape of inverse-gamma scales must be above 1, and half-Cauchy scales have none"
         )
+
+
+def function_order(process: BayesianNetwork) -> float:
+    """The order below which all moments of function values are finite.
+
+    That of the weights, of all layers; where units are bounded and blocks have scales of their own, of the last layer.
+    """
+    prior, network = process.weight_prior, process.network
+    if isinstance(prior, RandomScales) and bounded(network):
+        return prior.moment_orders(network.layout)[-LAST:].min().item()
+    return prior.moment_order
+
+
+def bounded(network: Network) -> bool:
+    """Whether all hidden units are known to be bounded."""
+    return isinstance(network, MLP) and (network.activation in _BOUNDED or not network.hidden)
 
 
 def moments(network: MLP, prior: WeightPrior, X: Tensor, num_scales: int, seed: int) -> Tensor:
@@ -103,7 +125,9 @@ def _variances(
 ) -> list[tuple[Tensor, Tensor]]:
     """Of the weights ``S x out x in`` and the biases ``S x out`` of every layer; 1 where all units are alike."""
     blocks = layout.blocks
-    if hasattr(prior, "sigma"):
+    if isinstance(prior, RandomScales):
+        per_block = _spread_scales(layout, prior, like, num_scales, seed)
+    elif hasattr(prior, "sigma"):
         theta = prior.sample(layout, (num_scales,), generator=rnd.generator_from(seed, device=like.device),
                              dtype=like.dtype, device=like.device)  # fmt: skip
         per_block = prior.sigma(layout, theta).square()  # scales x blocks
@@ -117,6 +141,20 @@ def _variances(
         return list(zip(values[::2], values[1::2], strict=True))
     pairs = per_block.unbind(-1)
     return [(w[:, None, None], b[:, None]) for w, b in zip(pairs[::2], pairs[1::2], strict=True)]
+
+
+def _spread_scales(layout: Layout, prior: RandomScales, like: Tensor, num_scales: int, seed: int) -> Tensor:
+    """Squared scales ``S x blocks``: at points spread over their law, and of the last layer by their mean."""
+    hidden = len(layout.blocks) - LAST
+    last = prior.mean_squares(layout, like)[hidden:]
+    if not hidden:
+        return last.unsqueeze(0)
+    p = torch.full((num_scales, hidden + LAST), 0.5, dtype=torch.double)
+    engine = torch.quasirandom.SobolEngine(hidden, scramble=True, seed=seed)
+    p[:, :hidden] = engine.draw(num_scales, dtype=torch.double) + 2.0**-31  # middles of its cells: never zero or one
+    u = prior.scale_quantiles(layout, p.to(like))
+    sigma = (u.exp() * prior.block_scales(layout, like))[:, :hidden]
+    return torch.cat([sigma.square(), last.expand(num_scales, -1)], -1)
 
 
 def _by_weight(layout: Layout, prior: ScaledWeights) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .acquisition import ExpectedInformationGain, MaxValueEntropy
+from .functional import MatchedPrior
 from .model import ProcessModel
 from .paths import ProcessPaths
 from .recipe import Inferred, Surrogate, available_surrogates, get_surrogate, register_surrogate
@@ -10,6 +11,7 @@ from .recipe import Inferred, Surrogate, available_surrogates, get_surrogate, re
 __all__ = [
     "ExpectedInformationGain",
     "Inferred",
+    "MatchedPrior",
     "MaxValueEntropy",
     "ProcessModel",
     "ProcessPaths",

@@ -14,12 +14,13 @@ from torch import Tensor
 from .. import random as rnd
 from .. import validation
 from ..errors import DomainError, ShapeError
-from ..inference import HMC, DeepEnsemble, Exact, InferenceMethod, Laplace, MeanFieldVI
+from ..inference import HMC, SGHMC, DeepEnsemble, Exact, InferenceMethod, Laplace, MeanFieldVI
 from ..likelihoods import Gaussian, Likelihood
 from ..moe import GaussianMixture, MoEPrior, PolynomialExpert, WeightedBootstrap
 from ..priors import BNNPrior, GPPrior
 from ..process import StochasticProcess
 from . import _state
+from .functional import MatchedPrior
 from .model import ProcessModel
 
 # build(X, Y, *, noise_variance, seed, init) -> process
@@ -322,6 +323,10 @@ _TENTH = Gaussian(noise=0.1)
 
 register_surrogate("gp", Surrogate(Inferred(GPPrior(), _NOISE, Exact()), input_transform=(0.0, 1.0)))
 register_surrogate("bnn-hmc", Surrogate(Inferred(BNNPrior(), _NOISE, _HMC)))
+register_surrogate("bnn-functional", Surrogate(Inferred(MatchedPrior(), _NOISE, _HMC)))
+# For tables whose every gradient by all rows is too dear; 256 draws.
+_SGHMC = SGHMC(num_chains=8, num_samples=32, keep_every=100)
+register_surrogate("bnn-sghmc", Surrogate(Inferred(BNNPrior(), _NOISE, _SGHMC)))
 register_surrogate("ensemble", Surrogate(Inferred(_FIXED, Gaussian(), DeepEnsemble(size=32, anchored=True))))
 register_surrogate("laplace", Surrogate(Inferred(_FIXED, _TENTH, Laplace())))
 register_surrogate("vi", Surrogate(Inferred(_FIXED, _TENTH, MeanFieldVI())))

@@ -46,10 +46,6 @@ def values(tree: Any, group: str, name: str) -> Tensor:
     return torch.as_tensor(tree[group][name].to_numpy())
 
 
-def sizes(tree: Any, group: str, name: str) -> dict[str, int]:
-    return dict(tree[group][name].sizes)
-
-
 def autoregression(shape: tuple[int, ...], coefficient: float, seed: int) -> Tensor:
     noise = rnd.normal(shape, generator=rnd.generator_from(seed), dtype=DOUBLE)
     steps = [noise[:, 0] / math.sqrt(1 - coefficient**2)]
@@ -61,7 +57,7 @@ def autoregression(shape: tuple[int, ...], coefficient: float, seed: int) -> Ten
 def test_function_values_keep_chain_draw_and_point(seed: int) -> None:
     posterior, X_test = draws(seed, likelihoods.Gaussian(levels=2), channels=2), inputs(5, seed)
     tree = posterior.to_arviz(X_test=X_test)
-    assert sizes(tree, "posterior", "f") == {"chain": C, "draw": S, "point": 5, "channel": 2}
+    assert dict(tree["posterior"]["f"].sizes) == {"chain": C, "draw": S, "point": 5, "channel": 2}
     f = values(tree, "posterior", "f")
     for c, s, i in ((0, 0, 0), (1, 7, 4), (2, 39, 2)):
         expected = posterior.base.apply(posterior.theta[c, s], X_test[i : i + 1]).squeeze(0)
@@ -74,12 +70,12 @@ def test_function_values_keep_chain_draw_and_point(seed: int) -> None:
 def test_likelihood_parameters_have_their_natural_scale(seed: int) -> None:
     posterior = draws(seed)
     tree = to_arviz(posterior, X_test=inputs(2, seed))
-    assert sizes(tree, "posterior", "noise") == {"chain": C, "draw": S}
+    assert dict(tree["posterior"]["noise"].sizes) == {"chain": C, "draw": S}
     assert torch.equal(values(tree, "posterior", "noise"), posterior.psi[..., 0].exp())
     posterior = draws(seed, likelihoods.Gaussian(levels=2), channels=2)
     tree = to_arviz(posterior)  # no points: the noise alone
     assert list(tree["posterior"].data_vars) == ["noise"]
-    assert sizes(tree, "posterior", "noise") == {"chain": C, "draw": S, "outcome": 2}
+    assert dict(tree["posterior"]["noise"].sizes) == {"chain": C, "draw": S, "outcome": 2}
     assert torch.equal(values(tree, "posterior", "noise"), posterior.psi.exp())
 
 
@@ -87,7 +83,7 @@ def test_parameters_come_when_asked_for(seed: int) -> None:
     posterior, X_test = draws(seed), inputs(2, seed)
     assert set(to_arviz(posterior, X_test=X_test)["posterior"].data_vars) == {"f", "noise"}
     tree = to_arviz(posterior, include_parameters=True)
-    assert sizes(tree, "posterior", "layers.0.weight") == {
+    assert dict(tree["posterior"]["layers.0.weight"].sizes) == {
         "chain": C,
         "draw": S,
         "layers.0.weight_dim_0": 4,
@@ -117,11 +113,11 @@ def test_sample_stats(seed: int) -> None:
     assert stats["diverging"].dtype == bool
     pairs = {"energy": "energy", "acceptance_rate": "acceptance", "lp": "log_prob"}
     for theirs, ours in (pairs | {"diverging": "divergent"}).items():
-        assert sizes(tree, "sample_stats", theirs) == {"chain": C, "draw": S}
+        assert dict(tree["sample_stats"][theirs].sizes) == {"chain": C, "draw": S}
         assert torch.equal(values(tree, "sample_stats", theirs), trace[ours])
     assert torch.equal(values(tree, "sample_stats", "n_steps"), torch.arange(S).expand(C, S))
     assert (values(tree, "sample_stats", "step_size") == 0.25).all()
-    assert sizes(tree, "sample_stats", "step_size") == {"chain": C, "draw": S}
+    assert dict(tree["sample_stats"]["step_size"].sizes) == {"chain": C, "draw": S}
 
 
 def test_sample_stats_speak_of_the_draws_that_are_there(seed: int) -> None:
@@ -139,12 +135,19 @@ def test_hamiltonian_monte_carlo_from_end_to_end(seed: int) -> None:
     method = probnn.HMC(num_chains=2, num_warmup=50, num_samples=15)
     posterior = method.fit(prior, likelihoods.Gaussian(0.5), X, outcomes(8, 1, seed), seed=seed)
     tree = posterior.to_arviz(X_test=X)
-    assert sizes(tree, "posterior", "f") == {"chain": 2, "draw": 15, "point": 8, "channel": 1}
+    assert dict(tree["posterior"]["f"].sizes) == {"chain": 2, "draw": 15, "point": 8, "channel": 1}
     stats = tree["sample_stats"]
     assert {"diverging", "acceptance_rate", "energy", "lp", "step_size", "n_steps"} <= set(stats.data_vars)
     assert int(stats["diverging"].sum()) == posterior.info.divergences
     assert torch.equal(values(tree, "sample_stats", "lp"), posterior.info.trace["log_prob"])
     assert math.isclose(float(stats["acceptance_rate"].mean()), posterior.info.acceptance, rel_tol=1e-6)
+
+
+def test_tempered_posteriors_have_no_log_likelihood(seed: int) -> None:
+    X, Y = inputs(6, seed), outcomes(6, 1, seed)
+    plain, tempered = (to_arviz(draws(seed, info=FitInfo(temperature=T)), X=X, Y=Y) for T in (1.0, 0.5))
+    assert hasattr(plain, "log_likelihood") and not hasattr(tempered, "log_likelihood")
+    assert tempered["posterior"].attrs["likelihood_temperature"] == 0.5
 
 
 @pytest.mark.parametrize("known_noise", [False, True])
@@ -153,14 +156,14 @@ def test_log_likelihood(known_noise: bool, seed: int) -> None:
     X, Y = inputs(6, seed), outcomes(6, 2, seed)
     variance = torch.linspace(0.1, 2.0, 12, dtype=DOUBLE).reshape(6, 2) if known_noise else None
     tree = to_arviz(posterior, X=X, Y=Y, noise_variance=variance)
-    assert sizes(tree, "log_likelihood", "Y") == {"chain": C, "draw": S, "row": 6}
+    assert dict(tree["log_likelihood"]["Y"].sizes) == {"chain": C, "draw": S, "row": 6}
     found = values(tree, "log_likelihood", "Y")
     for c, s, i in ((0, 0, 0), (1, 20, 5), (2, 39, 3)):
         f = posterior.base.apply(posterior.theta[c, s], X)[i]
         sd = posterior.psi[c, s].exp() if variance is None else variance[i].sqrt()
         assert abs(found[c, s, i] - torch.distributions.Normal(f, sd).log_prob(Y[i]).sum()) < 1e-9
     assert torch.equal(values(tree, "observed_data", "Y"), Y) and torch.equal(values(tree, "constant_data", "X"), X)
-    assert sizes(tree, "posterior", "f")["point"] == 6  # without X_test the function is shown at X
+    assert dict(tree["posterior"]["f"].sizes)["point"] == 6  # without X_test the function is shown at X
 
 
 @pytest.mark.parametrize("known_noise", [False, True])
@@ -172,7 +175,7 @@ def test_new_outcomes_have_the_noise_of_their_draw(known_noise: bool, seed: int)
     noise = posterior.psi.exp().unsqueeze(-2)
     at_rows = noise if variance is None else variance.sqrt()
     for name, dim, points, sd in (("Y", "row", X, at_rows), ("Y_test", "point", X_test, noise)):
-        assert sizes(tree, "posterior_predictive", name) == {"chain": C, "draw": S, dim: len(points), "outcome": 1}
+        assert dict(tree["posterior_predictive"][name].sizes) == {"chain": C, "draw": S, dim: len(points), "outcome": 1}
         z = (values(tree, "posterior_predictive", name) - posterior.base.apply(posterior.theta, points)) / sd
         # Every standardised residual is a standard normal of its own.
         assert abs(z.mean()) < 5 / math.sqrt(z.numel())
@@ -187,8 +190,8 @@ def test_prior_group(seed: int) -> None:
     zero = torch.zeros(1, 4, 3, dtype=DOUBLE)
     posterior, X_test = probnn.EmpiricalProcess(prior, zero, zero[..., :1], likelihood), inputs(3, seed)
     tree = to_arviz(posterior, X_test=X_test, num_prior=4000, seed=seed)
-    assert sizes(tree, "prior", "f") == {"chain": 1, "draw": 4000, "point": 3, "channel": 1}
-    assert sizes(tree, "prior", "noise") == {"chain": 1, "draw": 4000}
+    assert dict(tree["prior"]["f"].sizes) == {"chain": 1, "draw": 4000, "point": 3, "channel": 1}
+    assert dict(tree["prior"]["noise"].sizes) == {"chain": 1, "draw": 4000}
     variance = 2.25 * X_test.square().sum(-1) + 0.25
     second = values(tree, "prior", "f").square().mean((0, 1)).squeeze(-1)
     assert ((second / variance - 1).abs() < 5 * math.sqrt(2 / 4000)).all()
@@ -385,10 +388,9 @@ def test_what_it_refuses(seed: int) -> None:
         to_arviz(poisson, X=X, Y=Y.abs().ceil(), noise_variance=Y.square())
     with pytest.raises(DomainError, match="count"):
         to_arviz(poisson, X=X, Y=Y)
-    with pytest.raises(DomainError, match="num_prior"):
-        to_arviz(posterior, X_test=X, num_prior=-1)
-    with pytest.raises(DomainError, match="seed"):
-        to_arviz(posterior, X_test=X, seed="a")  # type: ignore[arg-type]
+    for name, value in (("num_prior", -1), ("seed", "a")):
+        with pytest.raises(DomainError, match=name):
+            to_arviz(posterior, X_test=X, **{name: value})  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="x_test"):
         posterior.to_arviz(x_test=X)
     for prob in (0, 1.0, True, "90%"):

@@ -66,7 +66,7 @@ def test_correlated_normal_target(size: int, seed: int) -> None:
     assert (theta.mean((0, 1)).abs() <= 5 * mcse(theta)).all()
     products = theta.unsqueeze(-1) * theta.unsqueeze(-2)
     assert ((products.mean((0, 1)) - process.covariance).abs() <= 5 * mcse(products)).all()
-    assert 0.6 < posterior.info.acceptance < 0.97 and posterior.info.divergences == 0
+    assert abs(posterior.info.acceptance - 0.8) < 0.05 and posterior.info.divergences == 0
 
 
 def test_linear_regression(seed: int) -> None:
@@ -86,6 +86,9 @@ def test_linear_regression(seed: int) -> None:
     sd, expected = theta.std((0, 1)), covariance.diagonal().sqrt()
     assert ((sd - expected).abs() <= 5 * mcse(theta, kind="sd")).all()
     assert (sd / expected - 1).abs().max() < 0.05
+    # All entries, in units of the standard deviations: exact ones near 0 have no relative error.
+    error = (torch.cov(theta.flatten(0, 1).mT) - covariance) / (expected[:, None] * expected)
+    assert error.abs().max() < 0.1
 
 
 def test_an_inferred_noise(seed: int) -> None:
@@ -127,11 +130,11 @@ def test_settings_agree_on_a_small_network(seed: int) -> None:
 
 @pytest.mark.parametrize(("noise", "collapse"), [(0.3, False), (None, False), (None, True)])
 def test_simulation_based_calibration(noise: float | None, collapse: bool, seed: int) -> None:
-    """Ranks of the truth are uniform: 200 data sets of a 1-3-1 network, all in one batch of chains."""
-    prior = network(input_dim=1, hidden=(3,))
-    X = torch.linspace(-1, 1, 8, dtype=DOUBLE).unsqueeze(-1)
+    """Ranks of the truth are uniform: 200 data sets of a 1-5-1 network, all in one batch of chains."""
+    prior = network(input_dim=1, hidden=(5,))
+    X = torch.linspace(-1, 1, 10, dtype=DOUBLE).unsqueeze(-1)
     Z = torch.tensor([[-0.5], [0.8]], dtype=DOUBLE)
     likelihood = likelihoods.Gaussian(noise=noise, noise_median=0.3, noise_spread=0.5)
     method = probnn.HMC(num_chains=4, num_warmup=150, num_samples=150, collapse_last_layer=collapse)
-    result = sbc(prior, likelihood, method, X, Z, num_replications=200, num_draws=99, seed=seed)
-    assert result.p_value() > 1e-4
+    result = sbc(prior, likelihood, method, X, Z, num_replications=200, num_draws=92, seed=seed)
+    assert result.p_value(bins=31) > 1e-3

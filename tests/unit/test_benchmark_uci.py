@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import statistics
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import probnn
 from benchmarks import _uci as uci
 from benchmarks import uci as runner
 
@@ -163,6 +165,20 @@ def test_runner_writes_all_tables_and_goes_on_where_it_stopped(
     assert {(row["set"], row["method"]) for row in paired["rows"]} == {
         (name, method) for name in ("one", "two") for method in ("matched", "matched hierarchical")
     }
+
+
+def test_large_sets_are_sampled_by_minibatches(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    X, y, test = uci.load(folder / "one")
+    split = uci.Split.of(X, y, test[0])
+    used: list[object] = []
+    for kind in (probnn.HMC, probnn.SGHMC):
+        fit = kind.fit
+        monkeypatch.setattr(kind, "fit", lambda self, *a, fit=fit, **k: (used.append(self), fit(self, *a, **k))[1])
+    for rows in (len(split.X), len(split.X) - 1):
+        found = uci.run(split, "fixed", "small", 0, replace(TINY, exact_rows=rows))
+        assert all(math.isfinite(found[name]) for name in (*runner.SCORES, "noise"))
+    assert [type(method) for method in used] == [probnn.HMC, probnn.SGHMC]
+    assert used[1].batch_size < len(split.X)  # type: ignore[attr-defined]
 
 
 def test_a_failed_fit_is_told_and_tried_again(

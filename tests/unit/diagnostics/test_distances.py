@@ -192,3 +192,14 @@ def test_bad_input() -> None:
         squared_bures(x[:2], torch.eye(2).double())
     with pytest.raises(DomainError, match="semi-definite"):
         squared_bures(-torch.eye(2), torch.eye(2))
+
+
+@pytest.mark.parametrize(("size", "dtype"), [(1e25, torch.float32), (1e30, torch.float32), (1e200, torch.double)])
+def test_far_draws_do_not_overflow(size: float, dtype: torch.dtype) -> None:
+    """Energy scales with its draws, and the mean discrepancy at a median length scale not at all."""
+    g = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(6, 3, generator=g, dtype=dtype) + i for i in range(2))
+    assert energy_distance(size * x, size * y).item() == pytest.approx(size * energy_distance(x, y).item(), rel=1e-4)
+    assert squared_mmd(size * x, size * y).item() == pytest.approx(squared_mmd(x, y).item(), rel=1e-4)
+    given = squared_mmd(size * x, size * y, lengthscale=2 * size).item()
+    assert given == pytest.approx(squared_mmd(x, y, lengthscale=2.0).item(), rel=1e-4)

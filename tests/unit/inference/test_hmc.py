@@ -218,7 +218,7 @@ def test_chains_that_disagree_about_the_noise_are_not_converged() -> None:
 def test_batches_of_data_are_checked_like_data() -> None:
     prior, method = network(hidden=(3,)), probnn.HMC(num_chains=2, num_warmup=3, num_samples=2)
     X, Y = data()
-    with pytest.raises(ShapeError, match=r"HMC.fit_batch: Y must hold one data set or more, got \(0, 1, 8, 1\)"):
+    with pytest.raises(ShapeError, match=r"HMC.fit_batch: Y must hold one data set .* or more, got \(0, 1, 8, 1\)"):
         method.fit_batch(prior, likelihoods.Gaussian(), X, Y.expand(0, 1, 8, 1))
     with pytest.warns(PrecisionWarning, match="HMC.fit_batch: float32 data"):
         method.fit_batch(prior, likelihoods.Gaussian(), X.float(), Y.expand(2, 1, 8, 1).float())

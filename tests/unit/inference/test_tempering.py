@@ -183,3 +183,16 @@ def test_held_out_rows_of_a_tempered_posterior_are_refused(seed: int) -> None:
     )
     with pytest.raises(UnsupportedError, match="tempered"):
         held_out_moments(post, X, Y)
+
+
+def test_known_noise_leaves_psi_to_its_prior(seed: int) -> None:
+    """A target made by hand may have both; its gradient in psi is that of the prior."""
+    g = rnd.generator_from(seed)
+    prior = probnn.BayesianNetwork(probnn.MLP(input_dim=2, hidden=(3,)), priors.NormalWeights(), dtype=DOUBLE)
+    X, Y = (rnd.normal((8, k), generator=g, dtype=DOUBLE) for k in (2, 1))
+    target = CollapsedTarget(prior, NOISES["inferred"], X, Y, torch.full_like(Y, 0.2), 0.7)
+    z = target.start((1,), g) + 0.1
+    shift = torch.zeros_like(z)
+    shift[..., -1] = 1e-5
+    slope = (target.value_and_grad(z + shift)[0] - target.value_and_grad(z - shift)[0]) / 2e-5
+    assert abs(target.value_and_grad(z)[1][0, -1] - slope[0]) <= 1e-6

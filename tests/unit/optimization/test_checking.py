@@ -100,18 +100,21 @@ def test_each_draw_leaves_rows_out_exactly(seed: int) -> None:
             assert variance[s, i, 0].item() == pytest.approx((K[i, i] - K[i, rest] @ solved[:, 1]).item(), rel=1e-8)
 
 
-def test_weighted_draws_against_fits_without_the_row(seed: int) -> None:
+@pytest.mark.parametrize("temperature", [1.0, 0.4])
+def test_weighted_draws_against_fits_without_the_row(temperature: float, seed: int) -> None:
     """Bayesian linear regression with known noise: draws of all weights, and the predictive in closed form."""
     X, Y = data(12, seed, noise=0.5)
-    method = probnn.HMC(num_chains=8, num_warmup=100, num_samples=200)
+    method = probnn.HMC(num_chains=8, num_warmup=100, num_samples=200, temperature=temperature)
     posterior = method.fit(linear(), Gaussian(noise=0.5), X, Y, seed=seed)
     mean, position, k = draws_leave_one_out(posterior, X, Y)
     F = torch.cat([X / math.sqrt(2), torch.ones(12, 1, dtype=torch.double)], -1)  # fan-in scaling
-    K = F @ F.mT + 0.25 * torch.eye(12, dtype=torch.double)
+    # N(y; f, v)^(1/T) says about f what N(y; f, T v) does; new outcomes keep their v.
+    K = F @ F.mT + temperature * 0.25 * torch.eye(12, dtype=torch.double)
     for i in range(12):
         rest = [j for j in range(12) if j != i]
         solved = torch.linalg.solve(K[rest][:, rest], torch.stack([Y[rest, 0], K[rest, i]], -1))
         exact, variance = (K[i, rest] @ solved[:, 0]).item(), (K[i, i] - K[i, rest] @ solved[:, 1]).item()
+        variance += (1 - temperature) * 0.25
         assert k[i] < 0.7
         # 1600 draws: five standard errors of three hundred effective ones.
         error = math.sqrt((variance - 0.25) / 300)

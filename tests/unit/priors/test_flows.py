@@ -307,3 +307,20 @@ TABLES = {"directions": torch.ones(1, 17), "shifts": torch.ones(1, 17), "offsets
 def test_bad_input(options: dict, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         probnn.BayesianNetwork(NET, FlowWeights(**options))
+
+
+@pytest.mark.parametrize("dtype", [torch.double, torch.float32])
+def test_the_determinant_of_an_almost_flat_map(dtype: torch.dtype) -> None:
+    """omega . u = -a: the slope at zero is softplus(-a), and next to it t^2 takes over."""
+    net = probnn.MLP(input_dim=2, hidden=())
+    d = torch.ones(1, 3, dtype=torch.double)
+    for a in (60.0, 300.0):
+        flow = FlowWeights(scaling="none", num_flows=1, directions=d, shifts=-d * a / 3**0.5, offsets=torch.zeros(1, 1))
+        for z in (0.0, 1e-9, 1e-5, 1.0):
+            theta = torch.full((3,), z, dtype=dtype, requires_grad=True)
+            found = flow.log_abs_det(net.layout, theta)
+            t = math.tanh(3**0.5 * z)
+            gain = math.exp(-a)  # softplus so far below zero
+            expected = -a if z == 0 else math.log(t**2 + (1 - t**2) * gain)
+            assert found.item() == pytest.approx(expected, rel=1e-5)
+            assert torch.autograd.grad(found, theta)[0].isfinite().all()

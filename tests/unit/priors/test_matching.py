@@ -14,7 +14,16 @@ import probnn
 from probnn import priors
 from probnn import random as rnd
 from probnn.errors import ConvergenceError, DomainError, NonFiniteError, ShapeError, UnsupportedError
-from probnn.priors import Grid, HierarchicalWeights, LaplaceWeights, NormalWeights, StudentTWeights, Wasserstein
+from probnn.priors import (
+    Grid,
+    HierarchicalWeights,
+    InverseGammaWeights,
+    LaplaceWeights,
+    NormalWeights,
+    StudentTWeights,
+    Wasserstein,
+    matching_stages,
+)
 from probnn.priors.critic import Critic
 from probnn.priors.tuning import Coordinates, Problem
 
@@ -186,8 +195,31 @@ def test_shrinkage_holds_the_scales(objective) -> None:
         assert free > 1.1 * moved(0.03) > 2 * fixed
 
 
+def test_the_best_is_chosen_with_the_shrinkage_of_the_optimiser(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Distances alike, the pull decides: in coordinates of order 1 a shape of 0.51 is far, in those of order 0 near."""
+    start = network(HierarchicalWeights(scale_prior="inverse_gamma", shape=0.6, rate=2.0))
+    near, far = (replace(start.weight_prior, shape=shape) for shape in (0.8, 0.51))  # excess .1, .3 and .01
+    problem = Problem(start, gaussian_process(), GRID, rnd.generator_from(0), 8, start.weight_prior, 1.0)
+    monkeypatch.setattr(matching_stages, "discrepancy", lambda *_: torch.zeros(()))
+    monkeypatch.setattr(matching_stages, "HELD_OUT", 4)
+    assert matching_stages.best(problem, "energy", [far, near]) is near
+    assert matching_stages.best(problem, "mmd", [far, near]) is far
+
+
+def test_bounded_units_leave_the_hidden_shapes_free(seed: int) -> None:
+    start = network(InverseGammaWeights((0.8, 3.0), 1.0, 3.0, 1.0))
+    for objective in ("nngp", "auto"):
+        match = probnn.match_prior(start, gaussian_process(), GRID, objective, num_steps=5, num_draws=32, seed=seed)
+        assert all(value < math.inf for value in (*match.distances.values(), *match.untuned.values()))
+    bounds = Coordinates(start, 2.0).bounds
+    assert bounds["shape"].tolist() == bounds["bias_shape"].tolist() == [0.0, 1.0] and bounds["scale"] == 0.0
+    general = network(HierarchicalWeights(scale_prior="inverse_gamma", shape=torch.tensor([0.8, 2.0, 2.0, 2.0])))
+    assert Coordinates(general, 2.0).bounds["shape"].tolist() == [0.0, 0.0, 1.0, 1.0]
+    assert Coordinates(network(start.weight_prior, activation="relu"), 0.0).bounds["shape"] == 0.0
+
+
 def test_bounds_keep_moments_finite() -> None:
-    process = network(HierarchicalWeights(scale_prior="inverse_gamma", shape=1.2))
+    process = network(HierarchicalWeights(scale_prior="inverse_gamma", shape=1.2), activation="relu")
     coordinates = Coordinates(process, 2.0)
     assert coordinates.bounds == {"weight_scale": 0.0, "bias_scale": 0.0, "shape": 1.0}
     pushed = [x - 50.0 for x in coordinates.start]

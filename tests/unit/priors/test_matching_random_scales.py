@@ -122,3 +122,18 @@ def test_the_reference_case(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     # The draws of the report alone are 0.03 apart; so many leave 0.015 of that.
     draws = [p.sample(match.points, (8000,), generator=rnd.generator_from(seed)) for p in (match.prior, target)]
     assert marginal_wasserstein(*(f.squeeze(-1) for f in draws)) <= 0.035
+
+
+def test_the_closed_form_tunes_the_variance_and_no_luck_of_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Heavy scales: whatever the seed, moments of the match at many points of its scales are near the target's."""
+    monkeypatch.setattr("probnn.priors.matching.NUM_EVALUATIONS", 10)
+    kernel = gpytorch.kernels.ScaleKernel(gpytorch.kernels.RBFKernel()).double()
+    target = probnn.GaussianProcess(kernel, input_dim=1)
+    wanted = kernel.outputscale.item()
+    for seed in range(3):
+        start = probnn.BayesianNetwork(
+            probnn.MLP(input_dim=1, hidden=(20,)), InverseGammaWeights(1.3, 0.3, 1.3, 0.3), dtype=DOUBLE
+        )
+        match = probnn.match_prior(start, target, Grid(-1, 1, 5), "nngp", num_steps=60, seed=seed)
+        moments = probnn.priors.wide_covariance(match.prior, match.points, num_scales=4096, seed=99)[0]
+        assert 0.75 * wanted < moments.diagonal().mean().item() < 1.1 * wanted

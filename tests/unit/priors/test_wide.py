@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy
 import pytest
 import torch
 from scipy import integrate
@@ -12,7 +13,14 @@ from torch import Tensor
 import probnn
 from probnn import random as rnd
 from probnn.errors import DomainError, NonFiniteError, ShapeError, UnsupportedError
-from probnn.priors import HierarchicalWeights, LaplaceWeights, NormalWeights, dual_activation, wide_covariance
+from probnn.priors import (
+    HierarchicalWeights,
+    InverseGammaWeights,
+    LaplaceWeights,
+    NormalWeights,
+    dual_activation,
+    wide_covariance,
+)
 from probnn.priors.duals import dual_gram
 
 DOUBLE = torch.double
@@ -155,6 +163,124 @@ def test_scales_a_weight_that_are_equal_are_scales_a_layer() -> None:
         network((4, 3), "relu", NormalWeights(weight[:-1], bias), 2)
 
 
+def graded(steep: float) -> tuple[Tensor, Tensor]:
+    """Gauss-Legendre points and weights on cells that shrink towards zero, in both directions."""
+    points, weights = (torch.from_numpy(x) for x in numpy.polynomial.legendre.leggauss(20))
+    edges = torch.cat([torch.zeros(1, dtype=DOUBLE), torch.logspace(math.log10(0.3 / steep), 1, 50, dtype=DOUBLE)])
+    half = (edges[1:] - edges[:-1]).unsqueeze(-1) / 2
+    x, w = (half * points + half + edges[:-1].unsqueeze(-1)).flatten(), (half * weights).flatten()
+    return torch.cat([-x.flip(0), x]), torch.cat([w.flip(0), w])
+
+
+@pytest.mark.parametrize("sigma", [1.0, 40.0, 80.0, 1000.0])
+def test_steep_units_are_exact_at_equal_points(sigma: float) -> None:
+    """Values and the derivative along the scale; and opposite points."""
+    z, w = graded(sigma)
+    w = w * torch.exp(-0.5 * z.square()) / math.sqrt(2 * math.pi)
+    s = torch.tensor(sigma, dtype=DOUBLE, requires_grad=True)
+    for activation in ("tanh", "silu"):
+        found = dual_activation(activation, s**2, s**2, s**2)
+        expected = (PHI[activation](s * z).square() * w).sum()
+        slopes = [torch.autograd.grad(value, s)[0].item() for value in (found, expected)]
+        assert found.item() == pytest.approx(expected.item(), rel=1e-10)
+        assert slopes[0] == pytest.approx(slopes[1], rel=1e-8)
+        opposite = (PHI[activation](s * z) * PHI[activation](-s * z) * w).sum().item()
+        assert dual_activation(activation, s**2, -(s**2), s**2).item() == pytest.approx(
+            opposite, abs=1e-10 * expected.item()
+        )
+
+
+@pytest.mark.parametrize(("sigma", "rho"), [(9.0, 0.997), (80.0, 0.99), (80.0, -0.997), (1000.0, 0.999)])
+@pytest.mark.parametrize("ratio", [1.0, 0.3])
+def test_steep_units_off_the_diagonal(sigma: float, rho: float, ratio: float) -> None:
+    """tanh within the docstring's bounds, by a rule that resolves both steps; silu relative to the variances."""
+    z, w = graded(sigma)
+    c = math.sqrt(1 - rho**2)
+    joint = torch.exp(-0.5 * z.square().unsqueeze(-1) - (z - rho * z.unsqueeze(-1)).square() / (2 * c * c))
+    joint = joint * w.unsqueeze(-1) * w / (2 * math.pi * c)
+    k11, k12, k22 = numbers(sigma**2, rho * ratio * sigma**2, (ratio * sigma) ** 2)
+    for activation, bound in (("tanh", 2e-4 if sigma == 9 else 1e-3), ("silu", 1e-5 * sigma**2)):
+        phi = PHI[activation]
+        expected = phi(sigma * z) @ joint @ phi(ratio * sigma * z)
+        assert abs(dual_activation(activation, k11, k12, k22) - expected) < bound
+
+
+def test_a_variance_of_zero_has_moments_and_gradients() -> None:
+    K = torch.diag(torch.tensor([0.0, 2.0], dtype=DOUBLE)).requires_grad_()
+    for activation, slope in (("tanh", 1.0), ("silu", 0.25)):  # of phi at zero, squared
+        gram = dual_gram(activation, K)
+        assert gram[0, 0] == gram[0, 1] == 0 and gram.isfinite().all()
+        assert torch.autograd.grad(gram[0, 0], K)[0][0, 0].item() == pytest.approx(slope)
+
+
+@pytest.mark.parametrize("scales", [(1.5, 1.0), (2.0, 0.5)])
+def test_moments_of_many_draws(scales: tuple[float, float], seed: int) -> None:
+    process, points = network((20,), "tanh", NormalWeights(*scales)), torch.linspace(-2, 2, 16, dtype=DOUBLE)
+    total, g = torch.zeros(16, 16, dtype=DOUBLE), rnd.generator_from(seed)
+    for _ in range(20):
+        f = process.sample(points.unsqueeze(-1), (10_000,), generator=g).squeeze(-1)
+        total += f.mT @ f / 200_000
+    K = wide_covariance(process, points.unsqueeze(-1))[0]
+    assert (total - K).norm() / K.norm() < 0.01
+
+
+RANDOM = {
+    "own": lambda a: InverseGammaWeights((a, a + 1), (1.5, 0.7), (a + 2, a), (0.5, 0.3)),
+    "inverse gamma": lambda a: HierarchicalWeights(1.5, 0.5, scale_prior="inverse_gamma", shape=a, rate=2.0),
+    "log-normal": lambda a: HierarchicalWeights(1.5, 0.5, spread=a / 4),
+}
+
+
+@pytest.mark.parametrize("law", RANDOM)
+def test_the_last_layer_counts_by_its_mean_squares(law: str) -> None:
+    """Exactly: without hidden layers nothing depends on the seed, with one the share of the bias does not."""
+    a = torch.tensor(1.6, dtype=DOUBLE)
+    prior = RANDOM["own"](1.6) if law == "own" else RANDOM[law](a)
+    layout = network((3,), "tanh", prior).network.layout
+    theta = prior.sample(layout, (100_000,), generator=rnd.generator_from(0), dtype=DOUBLE)
+    # Heavy tails: compare quantiles, not means.
+    p = torch.tensor([0.1, 0.5, 0.9], dtype=DOUBLE)
+    u = theta[:, layout.size :]
+    expected = prior.scale_quantiles(layout, p.unsqueeze(-1).expand(3, 4))
+    for i in range(3):  # the share of draws below a quantile
+        below = (u <= expected[i]).double().mean(0)
+        assert ((below - p[i]).abs() < 5 * (p[i] * (1 - p[i]) / 100_000).sqrt()).all()
+    if law != "own":
+        line = network((), "tanh", prior)
+        ratio = 2.0 / 0.6 if law == "inverse gamma" else math.exp(2 * 0.4**2)
+        expected = (2.25 * X * X.mT + 0.25) * ratio
+        for at in (0, 1):
+            assert torch.allclose(wide_covariance(line, X, num_scales=2, seed=at)[0], expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("law", ["inverse gamma", "log-normal"])
+def test_moments_are_differentiable_in_the_law_of_the_scales(law: str) -> None:
+    def total(a: Tensor) -> Tensor:
+        return wide_covariance(network((3,), "tanh", RANDOM[law](a)), X, num_scales=8).sum()
+
+    assert torch.autograd.gradcheck(total, [torch.tensor(1.6, dtype=DOUBLE, requires_grad=True)], rtol=1e-4)
+
+
+def test_points_of_random_scales_agree_with_one_another() -> None:
+    """Sixty-four of them, of several seeds, against many; draws of all scales were 40 % apart."""
+    process = network((3,), "tanh", InverseGammaWeights(1.3, 0.3, 1.3, 0.3))
+    best = wide_covariance(process, X, num_scales=8192)
+    found = torch.stack([wide_covariance(process, X, num_scales=64, seed=s) for s in range(8)])
+    assert ((found - best).flatten(1).norm(dim=1) / best.norm()).max() < 0.03
+
+
+def test_bounded_units_ask_the_last_layer_alone_for_moments() -> None:
+    heavy = InverseGammaWeights((0.8, 3.0), 1.0, 3.0, 1.0)
+    K = wide_covariance(network((3,), "tanh", heavy), X)
+    f = network((3,), "tanh", heavy).sample(X, (40_000,), generator=rnd.generator_from(0)).squeeze(-1)
+    products = f.unsqueeze(-1) * f.unsqueeze(-2)
+    assert ((products.mean(0) - K[0]).abs() < 5 * products.std(0) / 200 + 0.02 * K.max()).all()
+    with pytest.raises(DomainError, match="infinite variance"):
+        wide_covariance(network((3,), "relu", heavy), X)
+    with pytest.raises(DomainError, match="the last layer's shape"):
+        wide_covariance(network((3,), "tanh", InverseGammaWeights((3.0, 0.8), 1.0, 3.0, 1.0)), X)
+
+
 def test_moments_are_differentiable_in_the_scales() -> None:
     def total(weight: Tensor, bias: Tensor) -> Tensor:
         return wide_covariance(network((5, 5), "tanh", NormalWeights(weight, bias)), X).sum()
@@ -171,6 +297,10 @@ def test_bad_input() -> None:
         dual_activation("relu", one, one, 0 * one)
     with pytest.raises(NonFiniteError):
         dual_activation("relu", one, math.nan * one, one)
+    for activation in PHI:
+        with pytest.raises(DomainError, match="k12 must be at most"):
+            dual_activation(activation, one, -1.01 * one, one)
+        assert dual_activation(activation, one, (1 + 1e-12) * one, one).isfinite()  # rounding
     process = network((3,), "relu", NormalWeights())
     with pytest.raises(ShapeError):
         wide_covariance(process, X.expand(-1, 2))
