@@ -14,7 +14,19 @@ _ROUNDING = 1e-4  # how far probabilities may be from a sum of one
 
 
 class Reliability(NamedTuple):
-    """Bins of confidence: mean `confidence` and `accuracy` in each (NaN where it is empty) and its number of `rows`."""
+    """Bins of confidence, as :func:`reliability` gives them.
+
+    Attributes:
+        confidence: Mean confidence of every bin; NaN where it is empty.
+        accuracy: Share of its rows that are classified rightly, likewise.
+        rows: How many it has.
+
+    Example:
+        >>> import torch
+        >>> found = reliability(torch.tensor([[0.9, 0.1], [0.8, 0.2]]), torch.tensor([[0.0], [1.0]]), bins=1)
+        >>> round(found.confidence.item(), 2), found.accuracy.item(), found.rows.item()
+        (0.85, 0.5, 2)
+    """
 
     confidence: Tensor
     accuracy: Tensor

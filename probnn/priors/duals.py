@@ -97,7 +97,7 @@ def dual_gram(activation: str, K: Tensor) -> Tensor:
     if activation in _CLOSED:
         return _CLOSED[activation](k.unsqueeze(-1), K, k.unsqueeze(-2))
     # At zero the limit: phi is as good as linear there, and with a tiny number gradients are those of the limit.
-    k = torch.where(k > 0, k, torch.finfo(k.dtype).tiny ** 0.5)
+    k = k + (k <= 0).to(k.dtype) * torch.finfo(k.dtype).tiny ** 0.5
     root = k.sqrt()
     rho = K / (root.unsqueeze(-1) * root.unsqueeze(-2))
     series = HermiteSeries(activation, k, _grade(k))

@@ -52,6 +52,7 @@ class MatchedPrior:
         DomainError: A setting is out of its range.
 
     Example:
+        >>> import probnn
         >>> prior = MatchedPrior(probnn.priors.BNNPrior(hidden=(20,)), num_steps=10)
         >>> prior(2, 1).weight_prior == prior(2, 3).weight_prior
         True
