@@ -96,8 +96,8 @@ def dual_gram(activation: str, K: Tensor) -> Tensor:
     k = K.diagonal(dim1=-2, dim2=-1)
     if activation in _CLOSED:
         return _CLOSED[activation](k.unsqueeze(-1), K, k.unsqueeze(-2))
-    # At zero the limit: phi is as good as linear there, and with a tiny number gradients are those of the limit.
-    k = k + (k <= 0).to(k.dtype) * torch.finfo(k.dtype).tiny ** 0.5
+    # At zero: phi is as good as linear there, so a tiny variance instead has the gradients of the limit.
+    k = k + (k <= 0).to(k.dtype) * 1e-30
     root = k.sqrt()
     rho = K / (root.unsqueeze(-1) * root.unsqueeze(-2))
     series = HermiteSeries(activation, k, _grade(k))
