@@ -97,7 +97,7 @@ def dual_gram(activation: str, K: Tensor) -> Tensor:
     if activation in _CLOSED:
         return _CLOSED[activation](k.unsqueeze(-1), K, k.unsqueeze(-2))
     # At zero: phi is as good as linear there, so a tiny variance instead has the gradients of the limit.
-    k = k + (k <= 0).to(k.dtype) * 1e-30
+    k = k + (k <= 0).to(k.dtype) * 1e-12
     root = k.sqrt()
     rho = K / (root.unsqueeze(-1) * root.unsqueeze(-2))
     series = HermiteSeries(activation, k, _grade(k))

@@ -209,7 +209,7 @@ def test_a_variance_of_zero_has_moments_and_gradients() -> None:
     K = torch.diag(torch.tensor([0.0, 2.0], dtype=DOUBLE)).requires_grad_()
     for activation, slope in (("tanh", 1.0), ("silu", 0.25)):  # of phi at zero, squared
         gram = dual_gram(activation, K)
-        assert gram[0].abs().max() <= 1e-29 and gram.isfinite().all()
+        assert gram[0].abs().max() <= 1e-12 and gram.isfinite().all()
         assert torch.autograd.grad(gram[0, 0], K)[0][0, 0].item() == pytest.approx(slope)
 
 
