@@ -32,8 +32,8 @@ class MatchedPrior:
     are. Mean log density at 300 new points, averaged over two designs (HMC as in ``bnn-hmc``; Branin with 20 points,
     Hartmann6 with 50, Ackley5 with 40, a draw of an RBF process with 20): matched sine units 0.04, -1.12, -1.36, 0.80;
     the same units unmatched 0.01, -1.12, -1.40, 0.78; matched tanh units 0.05, -1.13, -1.36, 0.22; ``bnn-hmc`` 0.03,
-    -1.17, -1.37, 0.35; ``gp`` 0.37, -1.50, -1.67, 1.19. Matched fixed scales were at -1.3 everywhere: most functions of
-    the target are nearly constant, and a network that cannot choose its scales is too.
+    -1.17, -1.37, 0.35; ``gp`` 0.37, -1.50, -1.67, 1.19. Matched fixed scales were at -1.3, -1.3,
+    -1.5, -1.2: most functions of the target are nearly constant, and a network that cannot choose its scales is too.
 
     The match knows nothing of any data. It is made when the first prior of `input_dim` inputs is asked for, takes some
     seconds, and is kept for the process: refits cost nothing more. Hyper-parameters are rounded to three digits. With
